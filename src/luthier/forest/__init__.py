@@ -1,0 +1,1 @@
+"""The token forest: batches in which every distinct token is computed once."""

@@ -1,0 +1,133 @@
+"""Hidden states and log-probabilities of a forest: the one place where a batch meets a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.forest.attention import IMPLEMENTATION, register
+from luthier.forest.head import target_logprobs
+from luthier.forest.plan import Past, Plan, plan_forest
+from luthier.forest.tree import Forest
+
+# Families whose forest equals their padded batch, loss and gradient: tests/test_parity.py proves each of them.
+PROVEN_FAMILIES = frozenset(
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2", "smollm3"]
+)
+BACKENDS = ("grouped", "dense", "padded")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output head of a causal model: logits = cap(scale * (hidden @ weight.T + bias))."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    softcap: float | None
+    scale: float
+
+
+def choose_backend(model: nn.Module, wanted: str = "auto") -> tuple[str, str | None]:
+    """(backend, reason): `padded` with a reason where the family is not proven, ModelError where it was insisted on."""
+    config = model.config
+    family = str(config.model_type)  # type: ignore[union-attr]
+    problem = None
+    if family not in PROVEN_FAMILIES:
+        problem = f'the family "{family}" is not proven on the token forest (proven: {", ".join(sorted(PROVEN_FAMILIES))})'
+    elif getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
+        problem = "the model's configuration has attention dropout, which shared prefixes cannot have"
+    if wanted == "auto":
+        return ("grouped", None) if problem is None else ("padded", f"{problem}; it runs padded, which is slower")
+    if wanted != "padded" and problem is not None:
+        raise ModelError(f"attention: {wanted} cannot be used: {problem}. Set attention: auto or padded.")
+    return wanted, None
+
+
+def set_backend(model: nn.Module, backend: str) -> None:
+    """Switch a transformers model's attention to the forest, or back to the family's own for the padded path.
+
+    SDPA knows no soft cap, so a capped family runs eager there.
+    """
+    register()
+    switch = getattr(model, "set_attn_implementation", None)
+    assert switch is not None, "a transformers model"
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    plain = "eager" if capped else "sdpa"
+    switch(plain if backend == "padded" else IMPLEMENTATION)
+
+
+def hidden_states(model: nn.Module, forest: Forest, backend: str, past: Past | None = None) -> Tensor:
+    """The last hidden states [N, D] of a forest's distinct tokens. The model has been through `set_backend`."""
+    device = next(model.parameters()).device
+    if backend == "padded":
+        return padded_hidden_states(model, forest, device)
+    plan = plan_forest(forest, backend, device, past=past)
+    tokens = torch.from_numpy(forest.tokens_N).to(device)
+    return run_plan(model, tokens, plan)
+
+
+def run_plan(model: nn.Module, tokens_N: Tensor, plan: Plan) -> Tensor:
+    """One pass of the model's body over flat tokens under a plan: [N, D]."""
+    body: Any = backbone(model)
+    out = body(
+        input_ids=tokens_N[None], position_ids=plan.positions_N[None], attention_mask=None, use_cache=False, forest=plan
+    )
+    return out.last_hidden_state[0]
+
+
+def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device) -> Tensor:
+    """The same [N, D] through the family's own padded attention: slower, and right for every family."""
+    longest = max(len(sequence.tokens) for sequence in forest.sequences)
+    tokens = np.zeros((len(forest.sequences), longest), dtype=np.int64)
+    mask = np.zeros_like(tokens)
+    for s, sequence in enumerate(forest.sequences):
+        tokens[s, : len(sequence.tokens)] = sequence.tokens
+        mask[s, : len(sequence.tokens)] = 1
+    body: Any = backbone(model)
+    out = body(
+        input_ids=torch.from_numpy(tokens).to(device),
+        attention_mask=torch.from_numpy(mask).to(device),
+        use_cache=False,
+    )
+    owner, time = torch.from_numpy(forest.first_N), torch.from_numpy(forest.positions_N)
+    return out.last_hidden_state[owner.to(device), time.to(device)]
+
+
+def logprobs(model: nn.Module, forest: Forest, hidden_ND: Tensor) -> Tensor:
+    """log p of each target, [M]; only the rows that targets read go through the head."""
+    head = output_head(model)
+    rows, reader = np.unique(forest.row_M, return_inverse=True)
+    device = hidden_ND.device
+    return target_logprobs(
+        hidden_ND[torch.from_numpy(rows).to(device)],
+        head.weight_VD,
+        head.bias_V,
+        torch.from_numpy(reader.reshape(-1)).to(device),
+        torch.from_numpy(forest.token_M).to(device),
+        head.softcap,
+        head.scale,
+    )
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The body below the output head."""
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    body = getattr(model, prefix, None)
+    if not isinstance(body, nn.Module):
+        raise ModelError(f"{type(model).__name__} has no body below its head; use a transformers causal language model.")
+    return body
+
+
+def output_head(model: nn.Module) -> Head:
+    """The head's weight, bias, cap and scale."""
+    module: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if module is None:
+        raise ModelError(f"{type(model).__name__} has no output head; use a causal language model.")
+    config: Any = model.config
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    return Head(module.weight, getattr(module, "bias", None), getattr(config, "final_logit_softcapping", None), float(scale))

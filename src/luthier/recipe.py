@@ -1,0 +1,316 @@
+"""The recipe: one strict YAML file that says everything about a run. No torch here.
+
+Unknown keys are errors with the nearest known name, all problems are reported at once, and each default
+stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from luthier.errors import RecipeError, did_you_mean
+
+ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
+ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
+Share = Annotated[float, Field(gt=0, lt=1)]
+PATH_KEYS = ("data.train", "data.test")
+
+
+class Part(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Task(Part):
+    """What the model must do. One object in training, in every arm, in evaluation and in `predict`."""
+
+    kind: Literal["classify"] = Field("classify", description="What the model must do.")
+    instruction: str = Field(
+        "Classify the text into one of the categories.",
+        min_length=1,
+        description="What the model is told to do; stands before every text.",
+    )
+    labels: list[str] = Field(
+        description="The labels, in their one canonical spelling. Case, spaces and & / and / _ in the data "
+        "are folded onto it.",
+        min_length=2,
+    )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Other spellings found in the data, each with its label."
+    )
+    text_name: str = Field("Text", min_length=1, description="What a text is called in the prompt.")
+    answer_name: str = Field("Category", min_length=1, description="What the answer is called in the prompt.")
+    wordings: list[str] = Field(
+        default_factory=list,
+        description="Further instructions that the `best_prompt` arm tries beside `instruction` and the "
+        "built-in ones.",
+    )
+    abstention: str = Field(
+        "UNABLE_TO_CLASSIFY",
+        min_length=1,
+        description="The answer that counts as `abstained` when a generated reply says it.",
+    )
+
+
+class Data(Part):
+    """Where the rows are, and how they are split."""
+
+    train: str = Field(description="Training rows: .jsonl, .csv, .tsv or a text file of `text|LABEL` lines.")
+    test: str | None = Field(None, description="Held-out rows. Without it, `test_share` of `train` is held out.")
+    format: Literal["auto", "jsonl", "csv", "lines"] = Field(
+        "auto", description="File format; `auto` goes by the file's ending."
+    )
+    text: str = Field("text", description="Column that holds the text (JSONL, CSV).")
+    label: str = Field("label", description="Column that holds the label (JSONL, CSV).")
+    separator: str = Field("|", min_length=1, description="Separator of `lines` files; the last one counts.")
+    validation_share: Share = Field(
+        0.12, description="Share of the training rows on which everything is chosen (never the test rows)."
+    )
+    test_share: Share = Field(0.2, description="Share held out when there is no test file.")
+    max_tokens: int = Field(512, ge=8, description="Rows whose text has more tokens are dropped, and said.")
+    max_dropped_share: float = Field(
+        0.5, ge=0, le=1, description="The run refuses when more than this share of a file's rows is dropped."
+    )
+
+
+class Adapter(Part):
+    """The low-rank adapter (LoRA, Hu et al. 2021), saved in PEFT's format."""
+
+    rank: int = Field(16, ge=1, description="Rank of the update.")
+    alpha: float = Field(32.0, gt=0, description="Scale: the update counts alpha / rank.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the update. A shared prefix shares its mask."
+    )
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Module names that get an adapter, or all linear layers but the head."
+    )
+
+
+class Tune(Part):
+    """How the `tuned` arm learns."""
+
+    method: Literal["head", "candidates", "sft"] = Field(
+        "head",
+        description="`head`: a classification head on the last hidden state, started from the label tokens; "
+        "`candidates`: cross-entropy over the labels' log-probabilities; `sft`: next-token loss on the label.",
+    )
+    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the training rows.", strict=False)
+    batch_size: int = Field(16, ge=1, description="Rows of one optimizer step.")
+    micro_batch_tokens: int = Field(
+        4096, ge=16, description="Most distinct tokens of one forward pass; more are split, exactly."
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        5e-4, description="Peak learning rate of the adapter.", strict=False
+    )
+    head_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-3, description="Peak learning rate of the head (method `head`).", strict=False
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all labels.")
+    warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (not on vectors).")
+    clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
+    evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
+    checkpoint_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only at validations.")
+    adapter: Adapter = Field(default_factory=Adapter, description="The adapter.")
+
+
+class Ask(Part):
+    """How the prompt arms are chosen, all on validation rows."""
+
+    validation_rows: int = Field(64, ge=8, description="Validation rows on which prompts and shots are chosen.")
+    shots: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [8, 16], min_length=1, description="Numbers of examples `few_shot` tries."
+    )
+    shot_draws: int = Field(2, ge=1, description="Random draws of examples `few_shot` tries for each number.")
+    neighbours: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [2, 4], min_length=1, description="Numbers of examples `retrieval` tries."
+    )
+    batch_tokens: int = Field(2048, ge=64, description="Most distinct tokens of one scoring pass.")
+    generate_rows: int = Field(
+        0,
+        ge=0,
+        description="Also let the model write its answer on this many test rows, zero-shot, and report how "
+        "each reply parsed (0 = off).",
+    )
+
+
+class Judge(Part):
+    """What counts as worth it."""
+
+    confidence: Share = Field(0.95, description="Confidence of every interval.")
+    minimum_gain: float = Field(0.02, ge=0, lt=1, description="Smallest gain in accuracy worth having.")
+    resamples: int = Field(10000, ge=200, description="Bootstrap resamples.")
+
+
+class Cost(Part):
+    """What a machine costs, so that seconds become money."""
+
+    machine_per_hour: float = Field(0.10, ge=0, description="Price of this machine for an hour.")
+    currency: str = Field("USD", description="Currency of that price.")
+
+
+class Recipe(Part):
+    """A whole run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder.")
+    seed: int = Field(0, ge=0, description="Every random choice follows from it.")
+    model: str = Field(
+        "smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file."
+    )
+    attention: Literal["auto", "grouped", "dense", "padded"] = Field(
+        "auto", description="Token forest backend; `auto` is `grouped` for proven families, else `padded`."
+    )
+    task: Task = Field(description="What the model must do.")
+    data: Data = Field(description="The rows.")
+    arms: list[ArmName] = Field(
+        default_factory=lambda: list(ALL_ARMS), min_length=1, description="Ways that are compared."
+    )
+    tune: Tune = Field(default_factory=Tune, description="How the tuned arm learns.")
+    ask: Ask = Field(default_factory=Ask, description="How the prompt arms are chosen.")
+    judge: Judge = Field(default_factory=Judge, description="What counts as worth it.")
+    cost: Cost = Field(default_factory=Cost, description="Prices.")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file. Paths inside it are relative to its folder, those in `overrides` to the current one.
+
+    `overrides` are `path.to.key=value` texts, values in YAML. Raises RecipeError with every problem found.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(str(path), ["no such file. Give the path of a recipe (YAML)."]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(str(path), [f"is not valid YAML: {error}"]) from error
+    if not isinstance(values, dict):
+        raise RecipeError(str(path), ["must be a mapping with the keys model, task, data, ..."])
+    anchor_paths(values, path.parent.resolve())
+    problems = apply_overrides(values, overrides)
+    return parse_recipe(values, str(path), problems)
+
+
+def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> Recipe:
+    """A Recipe from plain values; RecipeError lists all problems (and those handed in) at once."""
+    found = list(problems)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        found += [explain(item) for item in error.errors()]
+    if recipe is not None:
+        found += cross_field_problems(recipe)
+    if found or recipe is None:
+        raise RecipeError(source, found)
+    return recipe
+
+
+def anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the data paths absolute, relative ones under `folder`."""
+    data = values.get("data")
+    if not isinstance(data, dict):
+        return
+    for dotted in PATH_KEYS:
+        key = dotted.removeprefix("data.")
+        if isinstance(data.get(key), str):
+            data[key] = str(folder / Path(data[key]).expanduser())
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set `path.to.key=value` in place; returns the problems."""
+    problems = []
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        if not separator or not dotted:
+            problems.append(f'--set "{override}" is not of the form path.to.key=value.')
+            continue
+        target: Any = values
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            problems.append(f'--set {dotted}: "{".".join(parents)}" is not a section.')
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if dotted in PATH_KEYS and value is not None:
+            value = str(Path(text).expanduser().absolute())
+        target[last] = value
+    return problems
+
+
+def cross_field_problems(recipe: Recipe) -> list[str]:
+    """Rules that need more than one field, all of them."""
+    problems = []
+    task = recipe.task
+    folded: dict[str, str] = {}
+    for label in task.labels:
+        key = fold_label(label)
+        if not key:
+            problems.append(f"task.labels: {label!r} has no letters or digits.")
+        elif key in folded:
+            problems.append(f'task.labels: "{label}" and "{folded[key]}" are the same label once spelling is folded.')
+        folded[key] = label
+    for alias, label in task.aliases.items():
+        if label not in task.labels:
+            problems.append(
+                f'task.aliases: "{alias}" stands for "{label}", which is not in task.labels.'
+                + did_you_mean(label, task.labels)
+            )
+    if fold_label(task.abstention) in folded:
+        problems.append(f'task.abstention: "{task.abstention}" is also a label.')
+    if len(set(recipe.arms)) != len(recipe.arms):
+        problems.append("arms: a name stands twice.")
+    return problems
+
+
+def fold_label(label: str) -> str:
+    """The form in which spellings of one label agree: `Arts & Culture` = `ARTS_AND_CULTURE` = `arts and culture`."""
+    spaced = label.casefold().replace("&", " and ")
+    return " ".join("".join(char if char.isalnum() else " " for char in spaced).split())
+
+
+def explain(item: Any) -> str:
+    """One pydantic error as a sentence: field, what is wrong, what is allowed."""
+    location = ".".join(str(part) for part in item["loc"]) or "recipe"
+    if item["type"] == "extra_forbidden":
+        *parents, key = item["loc"]
+        known = known_keys(parents)
+        where = ".".join(str(part) for part in parents)
+        hint = did_you_mean(str(key), known) or f" Known keys{' of ' + where if where else ''}: {', '.join(known)}."
+        return f"{location}: unknown key.{hint}"
+    if item["type"] == "missing":
+        return f"{location}: missing; it has no default."
+    if item["type"] == "literal_error":
+        given = str(item["input"])
+        allowed = item["ctx"]["expected"]
+        return f"{location}: {given!r} is not allowed; use {allowed}." + did_you_mean(given, allowed.split("'")[1::2])
+    return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})."
+
+
+def known_keys(parents: Sequence[str | int]) -> list[str]:
+    """The keys a section takes."""
+    part: type[BaseModel] = Recipe
+    for parent in parents:
+        annotation = part.model_fields[str(parent)].annotation
+        assert isinstance(annotation, type), "sections are plain models"
+        part = annotation
+    return list(part.model_fields)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default spelled out."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=100)

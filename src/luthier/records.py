@@ -1,0 +1,120 @@
+"""The typed records that travel between the floors of the house. No torch here.
+
+Axis letters used in names all over the project (shape suffix of a tensor or array):
+
+    N  distinct tokens of a forest, flat          M  targets (trained or scored positions)
+    R  distinct hidden rows that targets read     S  sequences
+    B  rows (examples) of a batch                 T  time, padded
+    V  vocabulary                                 D  hidden width
+    H  query heads                                K  key/value heads
+    L  labels                                     C  bootstrap resamples or chunks, said at the place
+
+Units stand in names: `*_seconds`, `*_bytes`, `num_*`, `*_every` (steps, 0 = off), `*_share` (0 to 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a record came from: a file and its line (1-based), with licence and group where known."""
+
+    file: str
+    line: int
+    licence: str | None = None
+    group: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file} line {self.line}"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text with its label in the task's canonical spelling. `key` is a hash of text and label."""
+
+    text: str
+    label: str
+    source: Source
+    key: str
+
+
+class Outcome(StrEnum):
+    """What became of one question to a model. Anything but `answered` counts as wrong, and is shown."""
+
+    ANSWERED = "answered"
+    ABSTAINED = "abstained"
+    PARSE_FAILED = "parse_failed"
+    OUT_OF_ONTOLOGY = "out_of_ontology"
+    BACKEND_ERROR = "backend_error"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One arm's answer on one row.
+
+    `label` is None unless `outcome` is `answered`. `probabilities` follow `task.labels` (they sum to 1),
+    or are None where the arm has none. `reply` is the raw text of a generated answer.
+    """
+
+    label: str | None
+    outcome: Outcome
+    probabilities: tuple[float, ...] | None = None
+    reply: str | None = None
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Tokens, and which of them are targets.
+
+    `targets` are indices into `tokens` (each >= 1: the token at that index is predicted from the ones
+    before it); `weights` has one number per target. `group` names the row (example) it belongs to and
+    `role` tells sequences of one row apart (a candidate label's index, chosen or rejected).
+    """
+
+    tokens: tuple[int, ...]
+    targets: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+    group: int = 0
+    role: int = 0
+
+    def __post_init__(self) -> None:
+        assert len(self.targets) == len(self.weights), "one weight per target"
+        assert all(1 <= index < len(self.tokens) for index in self.targets), "a target needs a token before it"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that did not make it into the training or test set, and why."""
+
+    split: str
+    source: Source
+    reason: str
+    detail: str
+    text: str
+
+
+@dataclass
+class Ledger:
+    """Every row is accounted for: rows in = rows kept + rows dropped, for each split."""
+
+    rows_in: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    dropped: list[Dropped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def reasons(self, split: str) -> dict[str, int]:
+        """Dropped rows of one split, counted by reason."""
+        counts: dict[str, int] = {}
+        for row in self.dropped:
+            if row.split == split:
+                counts[row.reason] = counts.get(row.reason, 0) + 1
+        return counts
+
+    def check(self) -> None:
+        """Our own invariant: nothing vanished."""
+        for split, count in self.rows_in.items():
+            total = self.kept.get(split, 0) + sum(self.reasons(split).values())
+            assert count == total, f"ledger of {split}: {count} rows in, {total} accounted for"

@@ -1,0 +1,555 @@
+"""The report page of a run: one self-contained HTML file, from the plain values of its result.
+
+`view` turns the result into what the template prints: rows in reading order, sentences and drawings.
+The template holds the words and the order of the sections, `page.css` the looks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from luthier.report import charts
+
+Values = dict[str, Any]
+
+WIDE, NARROW = 720.0, 335.0  # natural widths of a drawing: the text column, and a phone of 375 px
+MOST_POINTS = 240  # a longer training curve is drawn as means of neighbouring steps
+MOST_CLASSES = 24  # further labels of the per-class table are folded away
+NOTHING = "–"
+
+ARM_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "majority": "Majority class",
+        "tfidf": "TF-IDF + logistic regression",
+        "zero_shot": "Zero-shot",
+        "best_prompt": "Best prompt",
+        "few_shot": "Few-shot",
+        "retrieval": "Retrieval",
+        "tuned": "Fine-tuned",
+    }
+)
+VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "better": ("▲", "Better"),
+        "worse": ("▼", "Worse"),
+        "no_difference": ("=", "No difference shown"),
+        "too_few_rows": ("?", "Too few rows"),
+    }
+)
+METHODS: Mapping[str, str] = MappingProxyType(
+    {
+        "head": "classification head",
+        "candidates": "label candidates",
+        "sft": "supervised fine-tuning",
+    }
+)
+TOP_FIELDS = ("training", "break_even", "generated", "mistakes", "ledger", "prompt", "recipe", "comparisons")
+MODEL_FIELDS = ("source", "family", "parameters", "sha256")
+ARM_FIELDS = (
+    "low", "high", "macro_f1", "balanced_accuracy", "coverage", "accuracy_on_covered", "seconds_per_row",
+    "p50_seconds", "p95_seconds", "cost_per_1000", "chosen", "ece", "brier", "log_loss", "reliability",
+    "outcomes", "per_class", "confusion", "tokens_per_row",
+)  # fmt: skip
+TRAINING_FIELDS = (
+    "method", "seconds", "steps", "best_step", "rows", "epochs", "trained_tokens", "computed_tokens",
+    "padded_tokens", "peak_rss_bytes", "trainable_parameters", "total_parameters", "cost", "adapter", "curve",
+)  # fmt: skip
+MISTAKE_FIELDS = ("predicted", "outcome", "probability", "source")
+
+
+def write_page(path: str | Path, result: Values) -> None:
+    """Write the page of `result`. Characters that UTF-8 cannot hold (lone surrogates of a reply) become `?`."""
+    Path(path).write_bytes(render_page(result).encode("utf-8", errors="replace"))
+
+
+def render_page(result: Values) -> str:
+    """The HTML text of a run's report. Fields that may be missing may be absent or None."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, points=points, duration=duration, count=count, money=money, decimal=decimal,
+        p_value=p_value, size=size, moment=moment, arm=arm_name, words=words,
+    )  # fmt: skip
+    styles = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(view(result), styles=styles)
+
+
+# How numbers are written
+
+
+def known(value: Any) -> bool:
+    """Whether there is a number to print."""
+    return value is not None and math.isfinite(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.8425 as `84.3%`."""
+    return f"{value:.{digits}%}" if value is not None and known(value) else NOTHING
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign: 0.105 as `+10.5`."""
+    if value is None or not known(value):
+        return NOTHING
+    written = f"{100 * value:+.1f}"
+    return "0.0" if float(written) == 0 else written.replace("-", "−")
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A plain number with a fixed number of decimals."""
+    return f"{value:.{digits}f}".replace("-", "−") if value is not None and known(value) else NOTHING
+
+
+def count(value: float | None) -> str:
+    """1204331 as `1,204,331`."""
+    return f"{value:,.0f}" if value is not None and known(value) else NOTHING
+
+
+def p_value(value: float | None) -> str:
+    """Three decimals; smaller ones as a bound."""
+    if value is None or not known(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best: `0.4 ms`, `41 ms`, `1.42 s`, `6 min 42 s`, `3 h 05 min`."""
+    if seconds is None or not known(seconds):
+        return NOTHING
+    if seconds < 0.9995:
+        milliseconds = 1000 * seconds
+        return f"{milliseconds:.0f} ms" if milliseconds >= 9.95 else f"{milliseconds:.2g} ms"
+    if seconds < 119.5:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def money(amount: float | None) -> str:
+    """An amount without its currency: cents from 1 upward, two significant digits below."""
+    if amount is None or not known(amount):
+        return NOTHING
+    if amount == 0 or abs(amount) >= 1:
+        return f"{amount:,.2f}" if amount else "0"
+    decimals = min(max(1 - math.floor(math.log10(abs(amount))), 2), 10)
+    return f"{amount:.{decimals}f}"
+
+
+def size(num_bytes: float | None) -> str:
+    """3000000000 as `3.0 GB` (powers of 1000)."""
+    if num_bytes is None or not known(num_bytes):
+        return NOTHING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def moment(created: str) -> str:
+    """An ISO time as `14 March 2026, 10:32 UTC`; what is no ISO time stays as it is."""
+    try:
+        time = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{time.day} {time:%B %Y, %H:%M} {time.tzname() or ''}".strip()
+
+
+def arm_name(name: str) -> str:
+    """What an arm is called on the page."""
+    return ARM_NAMES.get(name, words(name))
+
+
+def words(name: str) -> str:
+    """`out_of_ontology` as `out of ontology`."""
+    return name.replace("_", " ")
+
+
+# What the page shows
+
+
+def filled(values: Values, fields: Sequence[str]) -> Values:
+    """`values`, with None for every field that is absent."""
+    return {**dict.fromkeys(fields), **values}
+
+
+def view(result: Values) -> Values:
+    """Everything the template prints."""
+    run = filled(result, (*TOP_FIELDS, "seed", "chance", "machine_per_hour"))
+    run["model"] = filled(result["model"], MODEL_FIELDS)
+    run["arms"] = {name: filled(arm, ARM_FIELDS) for name, arm in result["arms"].items()}
+    if run["training"]:
+        run["training"] = filled(run["training"], TRAINING_FIELDS)
+    ranked = sorted(run["arms"], key=lambda name: -run["arms"][name]["accuracy"])
+    focus = "tuned" if "tuned" in ranked else ranked[0]
+    rival = next((name for name in ranked if name != focus), None)
+    compared = [oriented(comparison, focus) for comparison in run["comparisons"] or []]
+    compared = [filled_words(comparison, run["confidence"]) for comparison in compared]
+    icon, verdict_name = VERDICTS.get(run["verdict_code"], ("?", words(run["verdict_code"])))
+    page = {
+        "run": run,
+        "ranked": ranked,
+        "focus": focus,
+        "rival": rival,
+        "verdict": {"icon": icon, "name": verdict_name, "code": run["verdict_code"]},
+        "level": f"{run['confidence']:.0%}",
+        "rows": run["arms"][focus]["n"],
+        "compared": compared,
+        "one_subject": all(comparison["subject"] == focus for comparison in compared),
+        "accuracy_chart": accuracy_chart(run, ranked, focus),
+        "difference_chart": difference_chart(compared, focus),
+        "training": training_view(run["training"]),
+        "classes": class_rows(run, focus, rival),
+        "most_classes": MOST_CLASSES,
+        "confusion": confusion_view(run, focus),
+        "calibrated": [name for name in ranked if run["arms"][name]["ece"] is not None],
+        "reliability_chart": reliability_chart(run["arms"][focus]),
+        "outcomes": outcome_table(run, ranked),
+        "mistakes": [filled(mistake, MISTAKE_FIELDS) for mistake in run["mistakes"] or []],
+        "ledger": ledger_view(run["ledger"]),
+    }
+    page["figures"] = key_figures(page)
+    page["sections"] = sections(page)
+    return page
+
+
+def sections(page: Values) -> dict[str, str]:
+    """Anchor and title of the sections this run has, in order."""
+    run = page["run"]
+    has_predictions = {
+        "classes": bool(page["classes"]),
+        "confusion": page["confusion"] is not None,
+        "calibration": bool(page["calibrated"]) or page["reliability_chart"] is not None,
+    }
+    entries = [
+        ("accuracy", "Accuracy of every arm", True),
+        ("comparisons", f"Compared with {in_sentence(page['focus'])}", True),
+        ("cost", "Speed and cost", True),
+        ("training", "Training", page["training"] is not None),
+        ("classes", "Label by label", has_predictions["classes"]),
+        ("confusion", "What is taken for what", has_predictions["confusion"]),
+        ("calibration", "Can its confidence be trusted?", has_predictions["calibration"]),
+        ("outcomes", "Outcomes and coverage", bool(page["outcomes"]["rows"]) or bool(run["generated"])),
+        ("mistakes", "Worst mistakes", run["mistakes"] is not None),
+        ("chosen", "Chosen on validation rows", any(arm["chosen"] for arm in run["arms"].values())),
+        ("ledger", "Data ledger", page["ledger"] is not None),
+        ("prompt", "The prompt, as the model saw it", bool(run["prompt"])),
+        ("recipe", "Resolved recipe", bool(run["recipe"])),
+        ("environment", "Model and environment", True),
+        ("use", "Using the adapter", page["training"] is not None and bool(run["training"]["adapter"])),
+    ]
+    return {anchor: title for anchor, title, present in entries if present}
+
+
+def in_sentence(name: str) -> str:
+    """An arm's name inside a sentence: `the fine-tuned model`, `TF-IDF + logistic regression`."""
+    if name == "tuned":
+        return "the fine-tuned model"
+    title = arm_name(name)
+    return title if title[:2].isupper() else title[0].lower() + title[1:]
+
+
+def key_figures(page: Values) -> list[tuple[str, str, str]]:
+    """Label, value and small print of the strip under the verdict."""
+    run, focus, rival = page["run"], page["focus"], page["rival"]
+    arm = run["arms"][focus]
+    spread = f"{percent(arm['low'])} to {percent(arm['high'])}, {count(arm['n'])} test rows"
+    figures = [(f"{arm_name(focus)}, accuracy", percent(arm["accuracy"]), spread)]
+    if rival:
+        other = run["arms"][rival]
+        figures.append(("Best other arm", percent(other["accuracy"]), arm_name(rival)))
+    gains = [row for row in page["compared"] if (row["subject"], row["other"]) == (focus, rival)]
+    for row in gains:
+        spread = f"points, {points(row['low'])} to {points(row['high'])}"
+        figures.append(("Difference of the two", points(row["difference"]), spread))
+    figures.append(("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}"))
+    price = f"{run['currency']} {money(arm['cost_per_1000'])}"
+    figures.append(("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour"))
+    if run["training"]:
+        paid = f"{run['currency']} {money(run['training']['cost'])}, {count(run['training']['rows'])} rows"
+        figures.append(("Training", duration(run["training"]["seconds"]), paid))
+    return figures
+
+
+def oriented(comparison: Values, focus: str) -> Values:
+    """A comparison as subject minus other; the subject is `focus` where it takes part.
+
+    In the result `difference` is accuracy(arm) - accuracy(reference).
+    """
+    row = dict(comparison)
+    row |= {"subject": row["arm"], "other": row["reference"]}
+    row |= {"only_subject": row["only_arm"], "only_other": row["only_reference"]}
+    if row["reference"] != focus:
+        return row
+    row |= {"subject": row["reference"], "other": row["arm"]}
+    row |= {"only_subject": row["only_reference"], "only_other": row["only_arm"]}
+    low, high = row["low"], row["high"]
+    row["difference"] = -row["difference"]
+    row["low"] = None if high is None else -high
+    row["high"] = None if low is None else -low
+    return row
+
+
+def filled_words(row: Values, confidence: float) -> Values:
+    """The comparison with its sentence in plain words."""
+    row["plain"] = plain_words(row, 1 - confidence)
+    return row
+
+
+def plain_words(row: Values, alpha: float) -> str:
+    """What interval and corrected test say together, per 100 rows."""
+    name = arm_name(row["subject"])
+    low, high = row["low"], row["high"]
+    tested = row["p"] if row["p_holm"] is None else row["p_holm"]
+    if low is None or high is None or tested is None:
+        return "Not tested."
+    excludes_zero, significant = low > 0 or high < 0, tested < alpha
+    if excludes_zero and significant:
+        small, large = sorted((abs(low), abs(high)))
+        direction = "more" if low > 0 else "fewer"
+        verdict = "is better" if low > 0 else "is worse"
+        return f"{name} {verdict}: {per_hundred(small)} to {per_hundred(large)} {direction} right answers in 100 rows."
+    if excludes_zero:
+        return "A difference is likely, but does not pass the correction for several comparisons."
+    if significant:
+        return "Borderline: the test sees a difference, the interval still includes none."
+    return f"No difference shown: {per_hundred(-low)} fewer to {per_hundred(high)} more right answers in 100 rows fit."
+
+
+def per_hundred(share: float) -> str:
+    """0.105 as `10.5`."""
+    return f"{abs(100 * share):.1f}"
+
+
+# Drawings, each for the column and for a phone
+
+
+def accuracy_chart(run: Values, ranked: list[str], focus: str) -> Values:
+    """Dot and interval of every arm, best first."""
+    rows = [
+        charts.Interval(
+            name=arm_name(name),
+            value=arm["accuracy"],
+            low=arm["low"],
+            high=arm["high"],
+            text=f"{percent(arm['accuracy'])} ({percent(arm['low'])} to {percent(arm['high'])})",
+            marked=name == focus,
+        )
+        for name, arm in ((name, run["arms"][name]) for name in ranked)
+    ]
+    axis = charts.Axis(
+        low=0,
+        high=1,
+        ticks=tuple((step / 4, f"{step / 4:.0%}") for step in range(5)),
+        label=f"accuracy, with {run['confidence']:.0%} interval",
+        reference=run["chance"],
+        reference_label=f"chance {percent(run['chance'])}",
+    )
+    alt = "Accuracy with interval. " + " ".join(f"{row.name}: {row.text}." for row in rows)
+    alt += f" Chance is {percent(run['chance'])}."
+    return {
+        "wide": charts.interval_plot(rows, axis, WIDE, alt),
+        "narrow": charts.interval_plot(rows, axis, NARROW, alt),
+    }
+
+
+def difference_chart(compared: list[Values], focus: str) -> Values | None:
+    """Differences to the focus arm around zero."""
+    mine = [row for row in compared if row["subject"] == focus]
+    if not mine:
+        return None
+    rows = [
+        charts.Interval(
+            name=f"against {in_sentence(row['other'])}",
+            value=row["difference"],
+            low=row["low"],
+            high=row["high"],
+            text=f"{points(row['difference'])} ({points(row['low'])} to {points(row['high'])})",
+            marked=row["low"] is not None and row["low"] > 0,
+        )
+        for row in mine
+    ]
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    ticks = charts.nice_ticks(min(0.0, *ends), max(0.0, *ends), 5)
+    axis = charts.Axis(
+        low=ticks[0],
+        high=ticks[-1],
+        ticks=tuple((tick, "0" if tick == 0 else f"{100 * tick:+g}".replace("-", "−")) for tick in ticks),
+        label=f"points of accuracy; right of 0: {arm_name(focus)} is better",
+        reference=0.0,
+        reference_label="equal",
+    )
+    alt = f"Difference in accuracy, {arm_name(focus)} minus the other arm, in points. "
+    alt += " ".join(f"{row.name}: {row.text}." for row in rows)
+    return {
+        "wide": charts.interval_plot(rows, axis, WIDE, alt),
+        "narrow": charts.interval_plot(rows, axis, NARROW, alt),
+    }
+
+
+def training_view(training: Values | None) -> Values | None:
+    """Curves, bars of tokens, and derived shares of a training."""
+    if not training:
+        return None
+    shown: Values = {"loss_chart": None, "token_chart": None, "saved": None, "validation": []}
+    computed, padded = training["computed_tokens"], training["padded_tokens"]
+    if computed and padded:
+        shown["saved"] = padded / computed
+        bars = [
+            charts.Bar("Computed here, each distinct token once", computed, count(computed), marked=True),
+            charts.Bar("A padded batch would compute", padded, count(padded)),
+        ]
+        alt = f"{count(computed)} tokens were computed; padded batches would have computed {count(padded)}."
+        shown["token_chart"] = {
+            "wide": charts.bar_chart(bars, WIDE, alt),
+            "narrow": charts.bar_chart(bars, NARROW, alt),
+        }
+    curve = training["curve"] or {}
+    shown["validation"] = [filled(row, ("loss", "accuracy")) for row in curve.get("validation") or []]
+    train = loss_points(curve.get("train") or [])
+    validation = loss_points(shown["validation"])
+    if train or validation:
+        shown["loss_chart"] = loss_chart(train, validation, training["best_step"])
+    shown["method"] = METHODS.get(training["method"], training["method"])
+    return shown
+
+
+def loss_points(rows: Sequence[Values]) -> list[tuple[float, float]]:
+    """(step, loss) of the rows whose loss is a finite number."""
+    return [(row["step"], row["loss"]) for row in rows if known(row["loss"])]
+
+
+def loss_chart(
+    train: list[tuple[float, float]], validation: list[tuple[float, float]], best_step: int | None
+) -> Values:
+    """The curves; a long training curve is thinned to means of neighbouring steps, and says so."""
+    block = math.ceil(len(train) / MOST_POINTS) or 1
+    label = "training" if block == 1 else f"training (means of {block})"
+    curves = charts.Curves(tuple(means(train, block)), tuple(validation), best_step, label)
+    parts = [
+        f"{name} loss goes from {decimal(rows[0][1])} at step {rows[0][0]} to {decimal(rows[-1][1])} "
+        f"at step {rows[-1][0]}."
+        for name, rows in (("Training", train), ("Validation", validation))
+        if rows
+    ]
+    if best_step is not None:
+        parts.append(f"The best step is {best_step}.")
+    alt = " ".join(parts)
+    return {"wide": charts.loss_plot(curves, WIDE, alt), "narrow": charts.loss_plot(curves, NARROW, alt)}
+
+
+def means(rows: list[tuple[float, float]], block: int) -> list[tuple[float, float]]:
+    """Neighbouring points, `block` at a time, as their mean."""
+    blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in blocks]
+
+
+def class_rows(run: Values, focus: str, rival: str | None) -> list[Values]:
+    """Per-class numbers of the focus arm beside the rival's F1, weakest label first."""
+    mine = run["arms"][focus]["per_class"] or {}
+    theirs = (run["arms"][rival]["per_class"] or {}) if rival else {}
+    rows = []
+    for label in (label for label in run["labels"] if label in mine):
+        other = theirs[label]["f1"] if label in theirs else None
+        bar = charts.share_bar(mine[label]["f1"], other)
+        rows.append({"label": label, **mine[label], "other_f1": other, "bar": bar})
+    return sorted(rows, key=lambda row: row["f1"])
+
+
+def confusion_view(run: Values, focus: str) -> Values | None:
+    """The heat map, and the most frequent confusions in words."""
+    counts, labels = run["arms"][focus]["confusion"], run["labels"]
+    if not counts:
+        return None
+    unanswered = sum(sum(row[len(labels) :]) for row in counts)
+    shown = [row if unanswered else row[: len(labels)] for row in counts]
+    total, right = sum(map(sum, counts)), sum(row[index] for index, row in enumerate(counts))
+    pairs = [
+        {
+            "gold": labels[gold],
+            "predicted": labels[column] if column < len(labels) else None,
+            "count": number,
+            "share": number / sum(row),
+        }
+        for gold, row in enumerate(counts)
+        for column, number in enumerate(row)
+        if number and column != gold
+    ]
+    pairs.sort(key=lambda pair: -pair["count"])
+    alt = f"Confusion matrix of {arm_name(focus)}: {right} of {total} rows lie on the diagonal."
+    if pairs:
+        first = pairs[0]
+        alt += f" Most often, {first['gold']} is taken for {first['predicted'] or 'no answer'} ({first['count']} rows)."
+    return {
+        "chart": {
+            "wide": charts.heat_map(shown, labels, WIDE, alt),
+            "narrow": charts.heat_map(shown, labels, NARROW, alt),
+        },
+        "pairs": pairs[:10],
+        "num_pairs": len(pairs),
+        "unanswered": unanswered,
+    }
+
+
+def reliability_chart(arm: Values) -> Values | None:
+    """The reliability plot of the bins that hold rows."""
+    bins = [
+        charts.Bin(row["confidence"], row["accuracy"], row["count"], row.get("low"), row.get("high"))
+        for row in arm["reliability"] or []
+        if row["count"] and known(row["confidence"]) and known(row["accuracy"])
+    ]
+    if not bins:
+        return None
+    alt = "Reliability plot. " + " ".join(
+        f"At confidence {percent(row.confidence)} accuracy is {percent(row.accuracy)} ({row.count} rows)." for row in bins
+    )
+    return {
+        "wide": charts.reliability_plot(bins, 400.0, alt),
+        "narrow": charts.reliability_plot(bins, NARROW, alt),
+        "bins": bins,
+    }
+
+
+def outcome_table(run: Values, ranked: list[str]) -> Values:
+    """Arms in rows, the outcomes that occurred in columns."""
+    rows = [name for name in ranked if run["arms"][name]["outcomes"]]
+    columns = list(
+        dict.fromkeys(
+            outcome
+            for name in rows
+            for outcome, number in run["arms"][name]["outcomes"].items()
+            if number or outcome == "answered"
+        )
+    )
+    return {"rows": rows, "columns": columns}
+
+
+def ledger_view(ledger: Values | None) -> Values | None:
+    """The ledger as an account: reasons in rows, splits in columns."""
+    if not ledger:
+        return None
+    ledger = filled(ledger, ("notes", "examples"))
+    reasons = ledger.get("reasons") or {}
+    return {
+        **ledger,
+        "splits": list(dict.fromkeys([*ledger["rows_in"], *ledger["kept"]])),
+        "dropped": {split: sum(counts.values()) for split, counts in reasons.items()},
+        "by_reason": {
+            reason: {split: counts.get(reason, 0) for split, counts in reasons.items()}
+            for reason in dict.fromkeys(reason for counts in reasons.values() for reason in counts)
+        },
+    }
