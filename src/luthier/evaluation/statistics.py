@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-type Correct = npt.NDArray[np.bool_]
-type Floats = npt.NDArray[np.float64]
+Correct = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 CHUNK_CELLS = 2_000_000  # numbers held at once while resampling: 16 MB of float64
 
@@ -100,7 +100,8 @@ def resampled_means(values_K: Floats, counts_K: npt.NDArray[np.intp], resamples:
     rng = np.random.default_rng(seed)
     n = int(counts_K.sum())
     parts = [
-        rng.multinomial(n, counts_K / n, size=size) @ values_K / n for size in chunks(resamples, len(values_K))
+        rng.multinomial(n, counts_K / n, size=size) @ values_K / n
+        for size in chunks(resamples, len(values_K))
     ]
     return np.concatenate(parts)
 
@@ -177,10 +178,14 @@ def rows_needed(gain: float, discordant_share: float, confidence: float = 0.95, 
     """
     check_share(discordant_share)
     if not 0 < gain <= discordant_share:
-        raise ValueError(f"gain is {gain}; it must be above 0 and at most the discordant share, {discordant_share}.")
+        raise ValueError(
+            f"gain is {gain}; it must be above 0 and at most the discordant share, {discordant_share}."
+        )
     z = two_sided_quantile(confidence)
     spread = np.sqrt(discordant_share - gain * gain)
-    return max(1, round(float((z * np.sqrt(discordant_share) + power_quantile(power) * spread) ** 2 / gain**2)))
+    return max(
+        1, round(float((z * np.sqrt(discordant_share) + power_quantile(power) * spread) ** 2 / gain**2))
+    )
 
 
 def detectable_gain(

@@ -1,1 +1,6 @@
-"""."""
+"""Prompts: from records to tokens, with the trained tokens known. One object in training, evaluation and serving."""
+
+from luthier.prompts.classify import ClassifyPrompt, Encoded, Shot
+from luthier.prompts.layout import Layout
+
+__all__ = ["ClassifyPrompt", "Encoded", "Layout", "Shot"]

@@ -74,6 +74,7 @@ class Scale:
     stop: float
 
     def __call__(self, value: float) -> float:
+        """The pixel at which `value` stands."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
@@ -136,8 +137,8 @@ def character_width(char: str) -> float:
     if char in "MWmw@%&—":
         return 0.88
     if char in "iljtfrI.,:;'|!()[] ":
-        return 0.36
-    return 0.7 if char.isupper() else 0.58
+        return 0.38
+    return 0.72 if char.isupper() else 0.61
 
 
 def clip(words: str, width: float, size: float = FONT_SIZE) -> str:
@@ -151,7 +152,7 @@ def clip(words: str, width: float, size: float = FONT_SIZE) -> str:
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover low to high, at most `most` + 2."""
+    """Round numbers that cover low to high, 1, 2, 2.5 or 5 times a power of ten apart."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power * most >= span * (1 - 1e-9))
@@ -165,8 +166,8 @@ def interval_plot(rows: Sequence[Interval], axis: Axis, width: float, alt: str) 
     stacked = width < STACKED_BELOW
     row_height, top = (42.0, 26.0) if stacked else (28.0, 26.0)
     names = 0.0 if stacked else side_column([row.name for row in rows], width)
-    values = 0.0 if stacked else max((text_width(row.text) for row in rows), default=0) + 8
-    scale = Scale(axis.low, axis.high, names + EDGE, width - max(EDGE, values + 8))
+    values = 0.0 if stacked else max((text_width(row.text) for row in rows), default=0) + 24
+    scale = Scale(axis.low, axis.high, names + EDGE, width - max(EDGE, values))
     bottom = top + row_height * len(rows)
     marks = [axis_lines(axis, scale, top - 6, bottom)]
     for index, row in enumerate(rows):
@@ -193,9 +194,7 @@ def interval_row(row: Interval, scale: Scale, y: float, width: float, stacked: b
         element("title", f"{row.name}: {row.text}"),
         text(0, baseline, clip(row.name, room), f"label {kind}"),
         line(scale(low), middle, scale(high), middle, f"interval {kind}"),
-        element(
-            "circle", cx=scale(row.value), cy=middle, r=6.0 if row.marked else 4.5, class_=f"dot {kind}"
-        ),
+        element("circle", cx=scale(row.value), cy=middle, r=6.0 if row.marked else 4.5, class_=f"dot {kind}"),
         text(width, baseline, row.text, f"value {kind}", "end"),
     )
 
@@ -249,14 +248,16 @@ def bar_chart(bars: Sequence[Bar], width: float, alt: str) -> str:
 
 
 def share_bar(share: float, other: float | None) -> str:
-    """A thumb-sized bar for a table cell; a tick marks the other value. Decoration: the numbers stand beside."""
+    """A thumb-sized bar for a table cell; a tick marks the other value. The numbers stand beside it."""
     parts = [
         element("rect", x=0, y=3, width=60, height=8, class_="trough"),
         element("rect", x=0, y=3, width=60 * share, height=8, class_="bar marked"),
     ]
     if other is not None:
         parts.append(line(60 * other, 0, 60 * other, 14, "tickmark"))
-    return element("svg", *parts, class_="spark", width=62, height=14, viewBox="-1 0 62 14", aria_hidden="true")
+    return element(
+        "svg", *parts, class_="spark", width=62, height=14, viewBox="-1 0 62 14", aria_hidden="true"
+    )
 
 
 @dataclass(frozen=True)
@@ -338,31 +339,35 @@ def legend(curves: Curves, width: float) -> Markup:
 
 
 def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], width: float, alt: str) -> str:
-    """A confusion matrix: gold in rows, predicted in columns, shaded by the share of the row.
+    """A confusion matrix: gold in rows, predicted in columns, shaded by the root of the share of the row.
 
     A column beyond the labels holds rows without an answer. Columns carry the numbers of the rows. Where
     the cells would become too small to read, the drawing grows wider than `width`, for a scrolling box.
+    Beyond 24 columns the cells carry no counts, only their tooltips do.
     """
     num_columns = max((len(row) for row in counts), default=len(labels))
     digits = len(str(max((count for row in counts for count in row), default=0)))
     dense = num_columns > 24
-    smallest = 12.0 if dense else max(22.0, 7.0 * digits + 6)
+    smallest = 6.0 if dense else max(22.0, 7.0 * digits + 6)
     size = 9.0 if dense else FONT_SIZE
-    names = side_column([f"{len(labels)}  {label}" for label in labels], width)
+    numbers = text_width(str(len(labels)), size) + 8
+    names = min(side_column([*labels, "gold ↓"], width), 0.25 * width if dense else width) + numbers
     cell = min(max((width - names - 10) / num_columns, smallest), 56.0)
-    tall = min(cell, 30.0)
+    tall = 12.0 if dense else min(cell, 30.0)
     left, top = names + 8, 40.0
     parts: list[str] = [
         text(names, 32, "gold ↓", "axis", "end"),
         text(left, 12, "predicted →", "axis"),
     ]
-    for column in range(num_columns):
+    for column in range(4, num_columns, 5) if dense else range(num_columns):
         head = str(column + 1) if column < len(labels) else "–"
         parts.append(sized(left + cell * (column + 0.5), 32, head, "tick", "middle", size))
     for index, (label, row) in enumerate(zip(labels, counts, strict=True)):
         y = top + tall * index
-        name = clip(f"{index + 1}  {label}", names, size)
-        parts.append(sized(names, y + tall / 2 + size / 3, name, "label", "end", size))
+        baseline = y + tall / 2 + size / 3
+        name = clip(label, names - numbers, size)
+        parts.append(sized(names - numbers, baseline, name, "label", "end", size))
+        parts.append(sized(names, baseline, str(index + 1), "tick", "end", size))
         parts += heat_row(index, row, labels, (left, y, cell, tall))
     parts.append(
         element("rect", x=left, y=top, width=cell * num_columns, height=tall * len(labels), class_="frame")
@@ -381,6 +386,7 @@ def heat_row(
     """The cells of one gold label; `box` is left, top, cell width, cell height. Empty cells stay blank."""
     left, top, width, height = box
     total = sum(row) or 1
+    faintest = 0.1 if width >= 20 else 0.3
     parts: list[str] = []
     for column, count in enumerate(row):
         if not count:
@@ -396,7 +402,7 @@ def heat_row(
                 width=width,
                 height=height,
                 class_=f"cell {kind}",
-                fill_opacity=round(0.12 + 0.88 * count / total, 3),
+                fill_opacity=faintest + (1 - faintest) * math.sqrt(count / total),
             ),
         ]
         if width >= 20:
@@ -409,7 +415,7 @@ def heat_row(
 
 def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
     """Accuracy against confidence; on the diagonal they agree. The area of a dot grows with its rows."""
-    left, top, floor, right = 46.0, 10.0, 44.0, 14.0
+    left, top, floor, right = 56.0, 10.0, 44.0, 14.0
     side = width - left - right
     across = Scale(0, 1, left, left + side)
     up = Scale(0, 1, top + side, top)
@@ -423,8 +429,8 @@ def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
         ]
     parts += [
         line(across(0), up(0), across(1), up(1), "reference"),
-        text(left + 8, top + 16, "under-confident", "axis"),
-        text(left + side - 8, top + side - 8, "over-confident", "axis", "end"),
+        text(left + 8, top + 18, "under-confident", "axis"),
+        text(left + side - 8, top + side - 10, "over-confident", "axis", "end"),
         text(left + side / 2, top + side + floor - 8, "confidence", "axis", "middle"),
         element(
             "text", "accuracy", class_="axis", text_anchor="middle", x=0, y=0,
@@ -435,7 +441,13 @@ def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
     for item in bins:
         x = across(item.confidence)
         note = f"confidence {item.confidence:.1%}, accuracy {item.accuracy:.1%}, {item.count} rows"
-        dot = element("circle", cx=x, cy=up(item.accuracy), r=8 * math.sqrt(item.count / most), class_="dot marked")
-        bounds = [] if item.low is None or item.high is None else [line(x, up(item.low), x, up(item.high), "error")]
+        dot = element(
+            "circle", cx=x, cy=up(item.accuracy), r=6.5 * math.sqrt(item.count / most), class_="dot marked"
+        )
+        bounds = (
+            []
+            if item.low is None or item.high is None
+            else [line(x, up(item.low), x, up(item.high), "error")]
+        )
         parts.append(element("g", element("title", note), *bounds, dot))
     return drawing(width, top + side + floor, alt, parts)

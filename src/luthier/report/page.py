@@ -61,11 +61,13 @@ TRAINING_FIELDS = (
     "method", "seconds", "steps", "best_step", "rows", "epochs", "trained_tokens", "computed_tokens",
     "padded_tokens", "peak_rss_bytes", "trainable_parameters", "total_parameters", "cost", "adapter", "curve",
 )  # fmt: skip
+LEDGER_FIELDS = ("reasons", "notes", "examples")
+SPLITS = ("train", "validation", "test")
 MISTAKE_FIELDS = ("predicted", "outcome", "probability", "source")
 
 
 def write_page(path: str | Path, result: Values) -> None:
-    """Write the page of `result`. Characters that UTF-8 cannot hold (lone surrogates of a reply) become `?`."""
+    """Write the page of `result`. What UTF-8 cannot hold (a lone surrogate in a reply) becomes `?`."""
     Path(path).write_bytes(render_page(result).encode("utf-8", errors="replace"))
 
 
@@ -80,7 +82,7 @@ def render_page(result: Values) -> str:
     )
     environment.filters.update(
         percent=percent, points=points, duration=duration, count=count, money=money, decimal=decimal,
-        p_value=p_value, size=size, moment=moment, arm=arm_name, words=words,
+        p_value=p_value, size=size, moment=moment, arm=arm_name, words=words, in_sentence=in_sentence,
     )  # fmt: skip
     styles = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(view(result), styles=styles)
@@ -125,12 +127,12 @@ def p_value(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that reads best: `0.4 ms`, `41 ms`, `1.42 s`, `6 min 42 s`, `3 h 05 min`."""
+    """Seconds in a unit that reads well: `2 µs`, `0.4 ms`, `41 ms`, `1.42 s`, `6 min 42 s`, `3 h 05 min`."""
     if seconds is None or not known(seconds):
         return NOTHING
     if seconds < 0.9995:
-        milliseconds = 1000 * seconds
-        return f"{milliseconds:.0f} ms" if milliseconds >= 9.95 else f"{milliseconds:.2g} ms"
+        number, unit = (1e6 * seconds, "µs") if seconds < 0.0000995 else (1000 * seconds, "ms")
+        return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"
     if seconds < 119.5:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -141,13 +143,15 @@ def duration(seconds: float | None) -> str:
 
 
 def money(amount: float | None) -> str:
-    """An amount without its currency: cents from 1 upward, two significant digits below."""
+    """An amount without its currency: two decimals, below 1 two significant digits, at most four decimals."""
     if amount is None or not known(amount):
         return NOTHING
-    if amount == 0 or abs(amount) >= 1:
-        return f"{amount:,.2f}" if amount else "0"
-    decimals = min(max(1 - math.floor(math.log10(abs(amount))), 2), 10)
-    return f"{amount:.{decimals}f}"
+    if amount == 0:
+        return "0"
+    if amount < 0.00005:
+        return "< 0.0001"
+    decimals = min(max(1 - math.floor(math.log10(amount)), 2), 4)
+    return f"{amount:,.{decimals}f}"
 
 
 def size(num_bytes: float | None) -> str:
@@ -198,7 +202,7 @@ def view(result: Values) -> Values:
     focus = "tuned" if "tuned" in ranked else ranked[0]
     rival = next((name for name in ranked if name != focus), None)
     compared = [oriented(comparison, focus) for comparison in run["comparisons"] or []]
-    compared = [filled_words(comparison, run["confidence"]) for comparison in compared]
+    compared = [{**row, "plain": plain_words(row, 1 - run["confidence"])} for row in compared]
     icon, verdict_name = VERDICTS.get(run["verdict_code"], ("?", words(run["verdict_code"])))
     page = {
         "run": run,
@@ -230,19 +234,18 @@ def view(result: Values) -> Values:
 def sections(page: Values) -> dict[str, str]:
     """Anchor and title of the sections this run has, in order."""
     run = page["run"]
-    has_predictions = {
-        "classes": bool(page["classes"]),
-        "confusion": page["confusion"] is not None,
-        "calibration": bool(page["calibrated"]) or page["reliability_chart"] is not None,
-    }
     entries = [
         ("accuracy", "Accuracy of every arm", True),
         ("comparisons", f"Compared with {in_sentence(page['focus'])}", True),
         ("cost", "Speed and cost", True),
         ("training", "Training", page["training"] is not None),
-        ("classes", "Label by label", has_predictions["classes"]),
-        ("confusion", "What is taken for what", has_predictions["confusion"]),
-        ("calibration", "Can its confidence be trusted?", has_predictions["calibration"]),
+        ("classes", "Label by label", bool(page["classes"])),
+        ("confusion", "What is taken for what", page["confusion"] is not None),
+        (
+            "calibration",
+            "Can its confidence be trusted?",
+            bool(page["calibrated"] or page["reliability_chart"]),
+        ),
         ("outcomes", "Outcomes and coverage", bool(page["outcomes"]["rows"]) or bool(run["generated"])),
         ("mistakes", "Worst mistakes", run["mistakes"] is not None),
         ("chosen", "Chosen on validation rows", any(arm["chosen"] for arm in run["arms"].values())),
@@ -268,17 +271,23 @@ def key_figures(page: Values) -> list[tuple[str, str, str]]:
     run, focus, rival = page["run"], page["focus"], page["rival"]
     arm = run["arms"][focus]
     spread = f"{percent(arm['low'])} to {percent(arm['high'])}, {count(arm['n'])} test rows"
-    figures = [(f"{arm_name(focus)}, accuracy", percent(arm["accuracy"]), spread)]
+    first, second = "Accuracy, fine-tuned", "Best other arm"
+    if focus != "tuned":
+        first, second, spread = "Best arm", "Second best arm", arm_name(focus)
+    figures = [(first, percent(arm["accuracy"]), spread)]
     if rival:
-        other = run["arms"][rival]
-        figures.append(("Best other arm", percent(other["accuracy"]), arm_name(rival)))
+        figures.append((second, percent(run["arms"][rival]["accuracy"]), arm_name(rival)))
     gains = [row for row in page["compared"] if (row["subject"], row["other"]) == (focus, rival)]
     for row in gains:
         spread = f"points, {points(row['low'])} to {points(row['high'])}"
         figures.append(("Difference of the two", points(row["difference"]), spread))
-    figures.append(("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}"))
+    figures.append(
+        ("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}")
+    )
     price = f"{run['currency']} {money(arm['cost_per_1000'])}"
-    figures.append(("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour"))
+    figures.append(
+        ("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour")
+    )
     if run["training"]:
         paid = f"{run['currency']} {money(run['training']['cost'])}, {count(run['training']['rows'])} rows"
         figures.append(("Training", duration(run["training"]["seconds"]), paid))
@@ -304,12 +313,6 @@ def oriented(comparison: Values, focus: str) -> Values:
     return row
 
 
-def filled_words(row: Values, confidence: float) -> Values:
-    """The comparison with its sentence in plain words."""
-    row["plain"] = plain_words(row, 1 - confidence)
-    return row
-
-
 def plain_words(row: Values, alpha: float) -> str:
     """What interval and corrected test say together, per 100 rows."""
     name = arm_name(row["subject"])
@@ -319,15 +322,15 @@ def plain_words(row: Values, alpha: float) -> str:
         return "Not tested."
     excludes_zero, significant = low > 0 or high < 0, tested < alpha
     if excludes_zero and significant:
-        small, large = sorted((abs(low), abs(high)))
-        direction = "more" if low > 0 else "fewer"
-        verdict = "is better" if low > 0 else "is worse"
-        return f"{name} {verdict}: {per_hundred(small)} to {per_hundred(large)} {direction} right answers in 100 rows."
+        verdict, direction = ("is better", "more") if low > 0 else ("is worse", "fewer")
+        small, large = (per_hundred(end) for end in sorted((low, high), key=abs))
+        return f"{name} {verdict}: {small} to {large} {direction} right in 100 rows."
     if excludes_zero:
         return "A difference is likely, but does not pass the correction for several comparisons."
     if significant:
         return "Borderline: the test sees a difference, the interval still includes none."
-    return f"No difference shown: {per_hundred(-low)} fewer to {per_hundred(high)} more right answers in 100 rows fit."
+    fewer, more = per_hundred(low), per_hundred(high)
+    return f"No difference shown: {fewer} fewer to {more} more right in 100 rows fit the data."
 
 
 def per_hundred(share: float) -> str:
@@ -374,12 +377,12 @@ def difference_chart(compared: list[Values], focus: str) -> Values | None:
         return None
     rows = [
         charts.Interval(
-            name=f"against {in_sentence(row['other'])}",
+            name=arm_name(row["other"]),
             value=row["difference"],
             low=row["low"],
             high=row["high"],
             text=f"{points(row['difference'])} ({points(row['low'])} to {points(row['high'])})",
-            marked=row["low"] is not None and row["low"] > 0,
+            marked=row["low"] is not None and (row["low"] > 0 or row["high"] < 0),
         )
         for row in mine
     ]
@@ -410,8 +413,8 @@ def training_view(training: Values | None) -> Values | None:
     if computed and padded:
         shown["saved"] = padded / computed
         bars = [
-            charts.Bar("Computed here, each distinct token once", computed, count(computed), marked=True),
-            charts.Bar("A padded batch would compute", padded, count(padded)),
+            charts.Bar("Computed in this run", computed, count(computed), marked=True),
+            charts.Bar("In padded batches", padded, count(padded)),
         ]
         alt = f"{count(computed)} tokens were computed; padded batches would have computed {count(padded)}."
         shown["token_chart"] = {
@@ -424,7 +427,7 @@ def training_view(training: Values | None) -> Values | None:
     validation = loss_points(shown["validation"])
     if train or validation:
         shown["loss_chart"] = loss_chart(train, validation, training["best_step"])
-    shown["method"] = METHODS.get(training["method"], training["method"])
+    shown["method"] = METHODS.get(training["method"], training["method"] or NOTHING)
     return shown
 
 
@@ -490,10 +493,11 @@ def confusion_view(run: Values, focus: str) -> Values | None:
         if number and column != gold
     ]
     pairs.sort(key=lambda pair: -pair["count"])
-    alt = f"Confusion matrix of {arm_name(focus)}: {right} of {total} rows lie on the diagonal."
+    alt = f"Confusion matrix of {in_sentence(focus)}: {right} of {total} rows lie on the diagonal."
     if pairs:
         first = pairs[0]
-        alt += f" Most often, {first['gold']} is taken for {first['predicted'] or 'no answer'} ({first['count']} rows)."
+        taken_for = first["predicted"] or "no answer"
+        alt += f" Most often, {first['gold']} is taken for {taken_for} ({first['count']} rows)."
     return {
         "chart": {
             "wide": charts.heat_map(shown, labels, WIDE, alt),
@@ -515,7 +519,8 @@ def reliability_chart(arm: Values) -> Values | None:
     if not bins:
         return None
     alt = "Reliability plot. " + " ".join(
-        f"At confidence {percent(row.confidence)} accuracy is {percent(row.accuracy)} ({row.count} rows)." for row in bins
+        f"At confidence {percent(row.confidence)} accuracy is {percent(row.accuracy)} ({row.count} rows)."
+        for row in bins
     )
     return {
         "wide": charts.reliability_plot(bins, 400.0, alt),
@@ -542,11 +547,13 @@ def ledger_view(ledger: Values | None) -> Values | None:
     """The ledger as an account: reasons in rows, splits in columns."""
     if not ledger:
         return None
-    ledger = filled(ledger, ("notes", "examples"))
-    reasons = ledger.get("reasons") or {}
+    ledger = filled(ledger, LEDGER_FIELDS)
+    reasons = ledger["reasons"] or {}
+    splits = [split for split in SPLITS if split in ledger["rows_in"] or split in ledger["kept"]]
+    splits += [split for split in {**ledger["rows_in"], **ledger["kept"]} if split not in splits]
     return {
         **ledger,
-        "splits": list(dict.fromkeys([*ledger["rows_in"], *ledger["kept"]])),
+        "splits": splits,
         "dropped": {split: sum(counts.values()) for split, counts in reasons.items()},
         "by_reason": {
             reason: {split: counts.get(reason, 0) for split, counts in reasons.items()}

@@ -1,1 +1,1 @@
-"""."""
+"""Training: one loop, checkpoints, a learner."""

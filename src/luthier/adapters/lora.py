@@ -1,0 +1,53 @@
+"""LoRA through PEFT (Hu et al. 2021): what is saved here loads in PEFT, vLLM and llama.cpp's converter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.errors import ModelError
+from luthier.recipe import Adapter
+
+
+def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_name: str) -> PeftModel:
+    """Put a fresh adapter into `model` in place; returns PEFT's wrapper, which saves and loads it.
+
+    A is drawn with `seed`, B is zero, so the first forward equals the base model's.
+    """
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets,
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+    )
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"tune.adapter.targets: {error}") from error
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def save_lora(wrapper: PeftModel, folder: Path) -> None:
+    """adapter_model.safetensors and adapter_config.json in PEFT's format."""
+    wrapper.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_lora(model: nn.Module, folder: Path) -> PeftModel:
+    """An adapter from its folder, frozen, put into `model` in place."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} holds no adapter_model.safetensors; give the folder of a finished run.")
+    wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=False)
+    return wrapper

@@ -1,0 +1,111 @@
+"""Files that are whole or not there: atomic writes, checksums, content hashes. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it."""
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder aside; it takes the place of `path` only when the block ends well, with a checksum file in it."""
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield aside
+            sums = {str(file.relative_to(aside)): sha256(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+            write_json(aside / "checksums.json", sums)
+            sync_folder(aside)
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+            sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def check_folder(path: Path) -> list[str]:
+    """Files of a `new_folder` that are missing or differ from their checksums."""
+    try:
+        sums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ["checksums.json"]
+    return [name for name, value in sums.items() if not (path / name).is_file() or sha256(path / name) != value]
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's files and its entries to disk."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        causes = {
+            28: "the disk is full. Free some space and run the same command again: it goes on where it stopped.",
+            30: "the folder is read-only. Give another one with --out.",
+            13: "no permission to write there. Give another folder with --out.",
+            20: "a part of the path is a file. Give another folder with --out.",
+        }
+        cause = causes.get(error.errno or 0)
+        if cause is None:
+            raise
+        raise RunError(f"{path}: {cause}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(*values: Any) -> str:
+    """Hex digest of JSON-able values, dict order aside."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,65 @@
+"""Cross-entropy over the candidate labels' log-probabilities: the forest makes the label branches nearly free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ManyOf
+from dataclasses import dataclass
+
+import torch
+
+from luthier.methods.base import Batch, Example, LossOut, Outputs, candidate_scores, smoothed_cross_entropy
+from luthier.prompts import ClassifyPrompt, Shot
+from luthier.records import Labelled, Sequence
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The model's own choice among the labels, trained as a choice."""
+
+    num_labels: int
+    smoothing: float = 0.0
+    name: str = "candidates"
+    head: bool = False
+
+    def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
+        """One sequence a label; the targets are the label's tokens."""
+        gold = [prompt.task.labels.index(row.label) for row in rows]
+        return [
+            Example(sequences, label)
+            for sequences, label in zip(candidate_sequences(prompt, [row.text for row in rows]), gold, strict=True)
+        ]
+
+    def weight(self, example: Example) -> float:
+        """Each row counts one."""
+        return 1.0
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossOut:
+        """-sum_b log softmax_l(s_bl)[gold_b], with s_bl = sum of log p over the tokens of label l after prompt b.
+
+        logprobs_M [M] -> scores [B, L]. Weight: rows B.
+        """
+        assert outputs.logprobs_M is not None
+        scores_BL = candidate_scores(outputs.logprobs_M, batch, self.num_labels)
+        logprobs_BL = torch.log_softmax(scores_BL, dim=1)
+        total = smoothed_cross_entropy(logprobs_BL, batch.gold_B, self.smoothing)
+        hits = float((logprobs_BL.argmax(1) == batch.gold_B).sum())
+        return LossOut(total, float(len(batch.gold_B)), {"accuracy": hits})
+
+
+def candidate_sequences(
+    prompt: ClassifyPrompt, texts: ManyOf[str], shots: ManyOf[ManyOf[Shot]] | None = None
+) -> list[tuple[Sequence, ...]]:
+    """For each text one sequence per label, ended turn included, targets on the label's tokens.
+
+    Tokens after the last one that tells a label from the others are the same choice for every model that has
+    learned the format; they are kept, since an untrained model has not.
+    """
+    labels = prompt.task.labels
+    flat_texts = [text for text in texts for _ in labels]
+    flat_shots = None if shots is None else [row for row in shots for _ in labels]
+    encoded = prompt.encode_answered(flat_texts, [label for _ in texts for label in labels], flat_shots)
+    sequences = [
+        Sequence(e.tokens, targets := tuple(range(e.answer_start, len(e.tokens))), (1.0,) * len(targets))
+        for e in encoded
+    ]
+    return [tuple(sequences[i : i + len(labels)]) for i in range(0, len(sequences), len(labels))]

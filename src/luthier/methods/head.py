@@ -1,0 +1,38 @@
+"""A classification head on the hidden state at which the answer would begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ManyOf
+from dataclasses import dataclass
+
+import torch
+
+from luthier.methods.base import Batch, Example, LossOut, Outputs, smoothed_cross_entropy
+from luthier.prompts import ClassifyPrompt
+from luthier.records import Labelled, Sequence
+
+
+@dataclass(frozen=True)
+class HeadMethod:
+    """Prompt only: no answer token is computed, in training or in serving."""
+
+    smoothing: float = 0.0
+    name: str = "head"
+    head: bool = True
+
+    def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
+        """The prompt of each row, nothing after it."""
+        tokens = prompt.encode([row.text for row in rows])
+        return [Example((Sequence(t),), prompt.task.labels.index(r.label)) for t, r in zip(tokens, rows, strict=True)]
+
+    def weight(self, example: Example) -> float:
+        """Each row counts one."""
+        return 1.0
+
+    def loss(self, outputs: Outputs, batch: Batch) -> LossOut:
+        """-sum_b log softmax_l(z_bl)[gold_b], with label smoothing; z = logits_BL [B, L]. Weight: rows B."""
+        assert outputs.logits_BL is not None
+        logprobs_BL = torch.log_softmax(outputs.logits_BL, dim=1)
+        total = smoothed_cross_entropy(logprobs_BL, batch.gold_B, self.smoothing)
+        hits = float((logprobs_BL.argmax(1) == batch.gold_B).sum())
+        return LossOut(total, float(len(batch.gold_B)), {"accuracy": hits})

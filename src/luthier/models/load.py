@@ -1,0 +1,111 @@
+"""Loading a model with its tokenizer, and describing it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as hf_logging
+
+from luthier.errors import ModelError
+from luthier.files import sha256
+from luthier.models.store import find_model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model, frozen, with its tokenizer. `sha256` covers weights and tokenizer."""
+
+    name: str
+    folder: Path
+    model: nn.Module
+    tokenizer: Any
+    sha256: str
+
+    @property
+    def family(self) -> str:
+        """transformers' name of the architecture."""
+        return str(self.model.config.model_type)  # type: ignore[union-attr]
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence the model knows positions for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder; never runs code that comes with the model."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"model {folder}: its tokenizer cannot be loaded ({first_line(error)}).") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"model {folder}: its tokenizer has no fast version, which the prompt masks need.")
+    return tokenizer
+
+
+def load_model(name: str, device: str = "cpu") -> LoadedModel:
+    """Load a model by starter name, hub id, folder or GGUF file, in float32, parameters frozen.
+
+    Only safetensors weights are read. Raises ModelError.
+    """
+    hf_logging.disable_progress_bar()
+    folder = find_model(name)
+    tokenizer = load_tokenizer(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelError(f"model {name}: cannot be loaded from {folder} ({first_line(error)}).") from error
+    model.requires_grad_(False)
+    model.eval()
+    return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder))
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """What `luthier models show` prints: configuration only, no weights are loaded."""
+    from luthier.forest.forward import PROVEN_FAMILIES
+
+    folder = find_model(name)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    return {
+        "name": name,
+        "folder": str(folder),
+        "family": config.model_type,
+        "token_forest": config.model_type in PROVEN_FAMILIES,
+        "layers": getattr(config, "num_hidden_layers", None),
+        "hidden_size": getattr(config, "hidden_size", None),
+        "vocabulary": len(tokenizer),
+        "context_tokens": getattr(config, "max_position_embeddings", None),
+        "chat_template": tokenizer.chat_template is not None,
+        "weights_bytes": sum(file.stat().st_size for file in files),
+        "sha256": folder_hash(folder),
+    }
+
+
+def folder_hash(folder: Path) -> str:
+    """Content hash of configuration, tokenizer and weights; large files by the checksums written beside them."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and file.name != "checksums.json":
+            digest.update(f"{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,138 @@
+"""The prompt of a classification task: the one object that training, every arm and `predict` share.
+
+The conversation is rendered and tokenised whole, answer included; the trained tokens are found by their
+character spans. The prompt alone must be a prefix of that, token for token, or the model is refused: a model
+cannot be trained on one prompt and asked with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier.errors import ModelError
+from luthier.files import content_hash
+from luthier.prompts.layout import Layout, Message
+from luthier.recipe import Task, fold_label
+from luthier.records import Outcome
+
+Shot = tuple[str, str]  # text, label
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A whole conversation: tokens up to the end of the answer's turn; the answer's tokens start at `answer_start`.
+
+    `ends_turn` says whether the last token ends the turn: without it a model never learns to stop.
+    """
+
+    tokens: tuple[int, ...]
+    answer_start: int
+    ends_turn: bool
+
+
+@dataclass(frozen=True)
+class ClassifyPrompt:
+    """Instruction, label list, names and worked examples around a text. Frozen; `with_` makes variants."""
+
+    task: Task
+    layout: Layout
+    instruction: str = ""
+    shots: tuple[Shot, ...] = ()
+    lists_labels: bool = True
+
+    def with_(self, **changes: Any) -> ClassifyPrompt:
+        """The same prompt with another instruction, other shots, or without the list of labels."""
+        return replace(self, **changes)
+
+    def question(self, text: str, opening: bool) -> str:
+        """What the user's turn says; the instruction stands in the opening turn only."""
+        task = self.task
+        body = f"{task.text_name}: {text}\n{task.answer_name}:"
+        if not opening:
+            return body
+        head = self.instruction or task.instruction
+        if self.lists_labels:
+            head += f"\n{task.answer_name} is one of: {', '.join(task.labels)}."
+        return f"{head}\n\n{body}"
+
+    def messages(self, text: str, label: str | None = None, shots: Sequence[Shot] | None = None) -> list[Message]:
+        """The conversation: worked examples as earlier turns, the text, and the label as the answer."""
+        turns: list[Message] = []
+        for shot_text, shot_label in self.shots if shots is None else shots:
+            turns.append({"role": "user", "content": self.question(shot_text, opening=not turns)})
+            turns.append({"role": "assistant", "content": shot_label})
+        turns.append({"role": "user", "content": self.question(text, opening=not turns)})
+        if label is not None:
+            turns.append({"role": "assistant", "content": label})
+        return turns
+
+    def encode(self, texts: Sequence[str], shots: Sequence[Sequence[Shot]] | None = None) -> list[tuple[int, ...]]:
+        """Tokens of each prompt, up to where the answer begins. `shots` gives each text its own examples."""
+        rendered = [
+            self.layout.render(self.messages(text, shots=None if shots is None else shots[i]), ask=True)
+            for i, text in enumerate(texts)
+        ]
+        return [tuple(tokens) for tokens, _ in self.layout.encode(rendered)]
+
+    def encode_answered(
+        self, texts: Sequence[str], labels: Sequence[str], shots: Sequence[Sequence[Shot]] | None = None
+    ) -> list[Encoded]:
+        """Whole conversations with their answers. ModelError where the template breaks the prompt's tokens."""
+        rows = [None if shots is None else shots[i] for i in range(len(texts))]
+        asked = [self.layout.render(self.messages(t, shots=s), ask=True) for t, s in zip(texts, rows, strict=True)]
+        whole = [
+            self.layout.render(self.messages(t, label, shots=s), ask=False)
+            for t, label, s in zip(texts, labels, rows, strict=True)
+        ]
+        encoded = zip(asked, self.layout.encode(asked), whole, self.layout.encode(whole), strict=True)
+        return [self._cut(prompt, tokens, full_text, full) for prompt, (tokens, _), full_text, full in encoded]
+
+    def _cut(
+        self, prompt: str, prompt_tokens: list[int], whole: str, encoded: tuple[list[int], list[tuple[int, int]]]
+    ) -> Encoded:
+        """Find the answer in the whole conversation and cut behind the token that ends its turn."""
+        tokens, spans = encoded
+        start = len(prompt_tokens)
+        if not whole.startswith(prompt) or tokens[:start] != prompt_tokens:
+            raise ModelError(
+                "the chat template renders the prompt differently once it is answered, so training and serving "
+                f"would differ. Prompt ends in {prompt[-40:]!r}, the conversation reads {whole[-60:]!r}."
+            )
+        end = next((i + 1 for i in range(start, len(tokens)) if self.layout.is_special(tokens[i])), None)
+        if end is None:
+            end = max((i + 1 for i, (_, stop) in enumerate(spans) if stop <= len(whole.rstrip())), default=start)
+        return Encoded(tuple(tokens[:end]), start, self.layout.is_special(tokens[end - 1]))
+
+    def parse(self, reply: str) -> tuple[str | None, Outcome]:
+        """The label a written reply names, by its first line and folded spelling.
+
+        Exactly one label (or a label at the very start) is an answer; several are `parse_failed`; the task's
+        abstention is `abstained`; text that names none is `out_of_ontology` where it is short enough to be meant
+        as a label, else `parse_failed`.
+        """
+        lines = [line for line in reply.strip().splitlines() if line.strip()]
+        folded = fold_label(lines[0]) if lines else ""
+        if not folded:
+            return None, Outcome.PARSE_FAILED
+        if folded == fold_label(self.task.abstention):
+            return None, Outcome.ABSTAINED
+        spellings = {fold_label(label): label for label in self.task.labels}
+        spellings |= {fold_label(alias): label for alias, label in self.task.aliases.items()}
+        if folded in spellings:
+            return spellings[folded], Outcome.ANSWERED
+        padded = f" {folded} "
+        named = {label for spelling, label in spellings.items() if f" {spelling} " in padded}
+        if len(named) == 1:
+            return named.pop(), Outcome.ANSWERED
+        if named or len(folded.split()) > 4:
+            return None, Outcome.PARSE_FAILED
+        return None, Outcome.OUT_OF_ONTOLOGY
+
+    @property
+    def key(self) -> str:
+        """Content hash of everything the model gets to see around a text."""
+        return content_hash(
+            self.task.model_dump(), self.layout.template, self.instruction, self.shots, self.lists_labels
+        )

@@ -1,0 +1,68 @@
+"""How a conversation becomes one text: the model's own chat template, or a plain layout where it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.errors import ModelError
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A tokenizer with its chat template. Templates run in transformers' sandbox."""
+
+    tokenizer: Any
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model brought a chat template; without one a plain layout is used, and said."""
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def template(self) -> str:
+        """The template's source, part of every content hash."""
+        return str(self.tokenizer.chat_template or "plain: {content} blank line {answer} end-of-text")
+
+    def render(self, messages: Sequence[Message], ask: bool) -> str:
+        """The whole conversation as text; with `ask` it ends where the model's answer begins."""
+        if not self.has_template:
+            return self._plain(messages, ask)
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+            )
+        except Exception as error:
+            raise ModelError(f"the model's chat template failed on this conversation: {error}") from error
+
+    def _plain(self, messages: Sequence[Message], ask: bool) -> str:
+        """Turns as paragraphs; the answer follows on the line that asks for it, then the end-of-text token."""
+        end = self.tokenizer.eos_token or ""
+        start = self.tokenizer.bos_token if getattr(self.tokenizer, "add_bos_token", False) else ""
+        turns = [
+            f" {message['content']}{end if last and not ask else ''}" if message["role"] == "assistant"
+            else ("\n\n" if index else "") + message["content"]
+            for index, (message, last) in enumerate(zip(messages, [*[False] * (len(messages) - 1), True], strict=True))
+        ]  # fmt: skip
+        return (start or "") + "".join(turns)
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(token ids, character spans) of each rendered text; nothing is added, the template said it all."""
+        if not texts:
+            return []
+        batch = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token ends turns or texts rather than being text."""
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return token in self.tokenizer.all_special_ids or bool(added is not None and added.special)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special ones left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -1,0 +1,106 @@
+"""A model with its adapter and, where the method has one, a classification head: batch in, outputs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from luthier.adapters import add_lora, load_lora, save_lora
+from luthier.errors import ModelError
+from luthier.files import write_json
+from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, set_backend
+from luthier.methods.base import Batch, Outputs
+from luthier.models import LoadedModel
+from luthier.prompts import ClassifyPrompt
+from luthier.recipe import Tune
+
+HEAD_FILE = "head.safetensors"
+
+
+class Learner(nn.Module):
+    """`wrapper` is PEFT's model, `lm` the transformers model inside it, `head` a linear layer [L, D] or None."""
+
+    def __init__(self, wrapper: nn.Module, head: nn.Linear | None, backend: str):
+        super().__init__()
+        self.wrapper = wrapper
+        self.head = head
+        self.backend = backend
+        set_backend(self.lm, backend)
+
+    @property
+    def lm(self) -> nn.Module:
+        """The transformers model, adapter layers in place."""
+        return self.wrapper.base_model.model  # type: ignore[union-attr, return-value]
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Head logits where there is a head, else target log-probabilities."""
+        forest = batch.forest
+        hidden_ND = hidden_states(self.lm, forest, self.backend)
+        if self.head is None:
+            return Outputs(logprobs_M=logprobs(self.lm, forest, hidden_ND))
+        rows = torch.from_numpy(forest.last_row_S).to(hidden_ND.device)
+        return Outputs(logits_BL=self.head(hidden_ND[rows].float()))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """The adapter in PEFT's format, the head as safetensors beside it."""
+        save_lora(self.wrapper, folder)
+        if self.head is not None:
+            state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+            save_file(state, str(folder / HEAD_FILE))
+            write_json(folder / "head.json", {"labels": self.head.out_features, "reads": "last hidden state of the prompt"})
+
+
+def new_learner(model: LoadedModel, tune: Tune, prompt: ClassifyPrompt | None, seed: int, backend: str) -> Learner:
+    """A fresh adapter, and a head started from the label tokens where the method wants one."""
+    chosen, _ = choose_backend(model.model, backend)
+    head = None
+    if tune.method == "head":
+        assert prompt is not None, "a head needs the labels"
+        head = label_head(model, prompt)
+    wrapper = add_lora(model.model, tune.adapter, seed, model.name)
+    return Learner(wrapper, head, chosen)
+
+
+def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
+    """A trained learner, frozen."""
+    chosen, _ = choose_backend(model.model, backend)
+    wrapper = load_lora(model.model, folder)
+    head = None
+    if (folder / HEAD_FILE).is_file():
+        state = load_file(str(folder / HEAD_FILE))
+        head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+        head.load_state_dict(state)
+    learner = Learner(wrapper, head, chosen)
+    learner.requires_grad_(False)
+    return learner.eval()
+
+
+def label_head(model: LoadedModel, prompt: ClassifyPrompt) -> nn.Linear:
+    """A head that starts as the model's own opinion: row l is the mean of the output-head rows of label l's tokens.
+
+    The mean is weighted towards the first token (weights 1, 1/2, 1/4, ...): that is the one the model would
+    say next. Scaled by the model's own logit scale; the bias starts at zero.
+    """
+    out = output_head(model.model)
+    labels = prompt.task.labels
+    encoded = prompt.encode_answered(["x"] * len(labels), labels)
+    rows: list[Tensor] = []
+    for answer in encoded:
+        tokens = answer.tokens[answer.answer_start : len(answer.tokens) - int(answer.ends_turn)]
+        if not tokens:
+            raise ModelError("a label has no tokens of its own; check task.labels")
+        weights = torch.tensor([0.5**i for i in range(len(tokens))])
+        vectors = out.weight_VD.detach()[list(tokens)].float()
+        rows.append((vectors * (weights / weights.sum())[:, None]).sum(0))
+    head = nn.Linear(out.weight_VD.shape[1], len(labels))
+    with torch.no_grad():
+        head.weight.copy_(torch.stack(rows) * out.scale)
+        head.bias.zero_()
+    return head

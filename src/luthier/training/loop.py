@@ -1,0 +1,218 @@
+"""The one training loop. It knows no method: it gets examples, a learner and a pure loss.
+
+Normalisation is global: the weight of a whole optimizer step is counted before its first forward pass, so
+8 rows in one micro-batch, or in eight, give one trajectory. A checkpoint is the state before step n; resuming
+repeats nothing and skips nothing, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from luthier.errors import TrainingError
+from luthier.methods.base import Example, Method, make_batch
+from luthier.recipe import Tune
+from luthier.training.checkpoint import History, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from luthier.training.learner import Learner
+from luthier.training.signals import Stop
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning-rate factor over steps: linear warm-up, then constant, linear or cosine decay to zero."""
+
+    kind: str
+    num_steps: int
+    num_warmup: int
+
+    def factor(self, step: int) -> float:
+        """Factor for 0-based `step`."""
+        if step < self.num_warmup:
+            return (step + 1) / (self.num_warmup + 1)
+        done = (step - self.num_warmup) / max(1, self.num_steps - self.num_warmup)
+        if self.kind == "constant":
+            return 1.0
+        return 1.0 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    learner: Learner,
+    method: Method,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    tune: Tune,
+    seed: int,
+    folder: Path,
+    report: Report,
+) -> History:
+    """Train `learner` in place and leave it at its best validation; returns the history of the run.
+
+    Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint.
+    Raises TrainingError before an update with a loss or gradient that is not finite, and Stopped (after
+    saving) on SIGINT or SIGTERM.
+    """
+    num_steps = max(1, math.ceil(tune.epochs * len(examples) / tune.batch_size))
+    evaluate_every = tune.evaluate_every or max(1, math.ceil(len(examples) / tune.batch_size / 4))
+    schedule = Schedule(tune.schedule, num_steps, round(tune.warmup_share * num_steps))
+    optimizer = make_optimizer(learner, tune)
+    torch.manual_seed(seed)
+    history = History(num_steps=num_steps)
+    found = latest_checkpoint(folder)
+    if found is not None:
+        history = load_checkpoint(found, learner, optimizer)
+    with Stop() as stop:
+        for step in range(history.step, num_steps):
+            started = time.perf_counter()
+            rows = rows_of_step(step, tune.batch_size, len(examples), seed)
+            loss, norm = one_step(learner, method, [examples[i] for i in rows], optimizer, schedule.factor(step), tune, step)
+            history.record_step(step, loss, tune.learning_rate * schedule.factor(step), norm, rows, examples)
+            history.seconds += time.perf_counter() - started
+            last = step + 1 == num_steps
+            if last or (step + 1) % evaluate_every == 0:
+                started = time.perf_counter()
+                history.record_validation(step + 1, *evaluate(learner, method, validation, tune))
+                if history.best_step == step + 1:
+                    save_best(learner, folder)
+                history.validation_seconds += time.perf_counter() - started
+            if last or stop.wanted or (tune.checkpoint_every and (step + 1) % tune.checkpoint_every == 0):
+                save_checkpoint(folder, learner, optimizer, history)
+            report(history.progress())
+            if stop.wanted and not last:
+                stop.leave(f"training is saved before step {step + 1} of {num_steps}")
+    load_best(learner, folder)
+    return history
+
+
+def one_step(
+    learner: Learner, method: Method, rows: Sequence[Example], optimizer: torch.optim.Optimizer, factor: float, tune: Tune, step: int
+) -> tuple[float, float]:
+    """One optimizer step over rows, in micro-batches; returns (mean loss, gradient norm before clipping)."""
+    learner.train()
+    weight = sum(method.weight(example) for example in rows)
+    optimizer.zero_grad(set_to_none=True)
+    loss = 0.0
+    for micro in split_by_tokens(rows, tune.micro_batch_tokens):
+        batch = make_batch(micro, device_of(learner))
+        out = method.loss(learner(batch), batch)
+        (out.total / weight).backward()
+        loss += float(out.total.detach()) / weight
+    parameters = list(learner.trained().values())
+    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {step}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
+            f"Lower tune.learning_rate (now {tune.learning_rate:g}) or raise tune.warmup_share, and run again: "
+            "the last checkpoint is intact."
+        )
+    if tune.clip_norm and norm > tune.clip_norm:
+        nn.utils.clip_grads_with_norm_(parameters, tune.clip_norm, torch.tensor(norm))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    optimizer.step()
+    return loss, norm
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, method: Method, examples: Sequence[Example], tune: Tune) -> tuple[float, float | None]:
+    """(mean loss, accuracy or None where the method has none) over examples."""
+    learner.eval()
+    total = weight = hits = 0.0
+    has_accuracy = False
+    for micro in split_by_tokens(examples, tune.micro_batch_tokens):
+        batch = make_batch(micro, device_of(learner))
+        out = method.loss(learner(batch), batch)
+        total, weight = total + float(out.total), weight + out.weight
+        has_accuracy = "accuracy" in out.metrics
+        hits += out.metrics.get("accuracy", 0.0)
+    return total / weight, hits / len(examples) if has_accuracy else None
+
+
+def make_optimizer(learner: Learner, tune: Tune) -> torch.optim.Optimizer:
+    """AdamW; the head has its own peak rate, vectors and biases have no decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in learner.trained().items():
+        peak = tune.head_learning_rate if name.startswith("head.") else tune.learning_rate
+        decay = tune.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((peak, decay), []).append(parameter)
+    if not groups:
+        raise TrainingError("nothing would be trained: the adapter matches no layer. Check tune.adapter.targets.")
+    listed = [{"params": p, "peak": peak, "lr": peak, "weight_decay": decay} for (peak, decay), p in groups.items()]
+    return torch.optim.AdamW(listed, fused=True)
+
+
+def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
+    """Row indices of a step: each epoch is its own seeded permutation, and nothing but (seed, step) decides."""
+    rows = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, index = divmod(position, num_rows)
+        rows.append(int(permutation(seed, epoch, num_rows)[index]))
+    return rows
+
+
+def permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """Order of the rows in one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def split_by_tokens(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+    """Micro-batches of at most `max_tokens` distinct tokens (one example at least), neighbours by shared beginning."""
+    ordered = sorted(examples, key=lambda example: example.sequences[0].tokens)
+    groups: list[list[Example]] = []
+    size = 0
+    before: tuple[int, ...] = ()
+    for example in ordered:
+        fresh = distinct_tokens(example, before if groups else ())
+        if not groups or size + fresh > max_tokens:
+            groups.append([])
+            size, fresh = 0, distinct_tokens(example, ())
+        groups[-1].append(example)
+        size += fresh
+        before = example.sequences[0].tokens
+    return groups
+
+
+def distinct_tokens(example: Example, before: tuple[int, ...]) -> int:
+    """Tokens this example adds to a forest that already holds the sequence `before`."""
+    total, previous = 0, before
+    for tokens in sorted(sequence.tokens for sequence in example.sequences):
+        shared = next((i for i, (a, b) in enumerate(zip(tokens, previous, strict=False)) if a != b), min(len(tokens), len(previous)))
+        total += len(tokens) - shared
+        previous = tokens
+    return total
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters live."""
+    return next(module.parameters()).device
+
+
+def save_best(learner: Learner, folder: Path) -> None:
+    """Keep the best adapter so far."""
+    from luthier.files import new_folder
+
+    with new_folder(folder / "best") as aside:
+        learner.save(aside)
+
+
+def load_best(learner: Learner, folder: Path) -> None:
+    """Put the best adapter's weights back into the learner."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from luthier.training.learner import HEAD_FILE
+
+    best = folder / "best"
+    set_peft_model_state_dict(learner.wrapper, load_peft_weights(str(best), device="cpu"))
+    if learner.head is not None:
+        learner.head.load_state_dict(load_file(str(best / HEAD_FILE)))
+    learner.eval()
