@@ -56,7 +56,7 @@ def test_jsonl_gives_text_label_and_line_and_skips_blank_lines(tmp_path: Path, e
 
 
 def test_lines_part_at_the_last_separator_and_only_line_feeds_end_a_line(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.txt", "one | two|A\r\n\r\nnext\u2028line\x0b\x85|B")
+    path = write(tmp_path, "a.txt", "one | two|A\r\n  \r\nnext\u2028line\x0b\x85|B")
     assert pairs(path) == [(1, "one | two", "A"), (3, "next\u2028line\x0b\x85", "B")]
     other = write(tmp_path, "b.txt", "x | y => A\n")
     assert pairs(other, separator="=>") == [(1, "x | y ", " A")]
@@ -69,14 +69,14 @@ def test_lines_do_not_ask_for_the_columns_of_other_formats(tmp_path: Path) -> No
 
 def test_csv_reads_quotes_and_numbers_rows_by_their_first_line(tmp_path: Path) -> None:
     content = (
-        'label, text ,date\r\nA,"first, ""quoted""\r\n\r\nthird line",1\r\nB,plain,2\r\n\r\n,,\r\nC,last,3'
+        'label, text ,date\r\nA,"first, ""quoted""\r\n\r\nthird line",1\r\nB,plain,2\r\n\r\n, ,\r\nC,last,3, '
     )
     path = write(tmp_path, "a.csv", content)
     assert pairs(path) == [(2, 'first, "quoted"\n\nthird line', "A"), (5, "plain", "B"), (8, "last", "C")]
 
 
 def test_tsv_parts_by_tabs_and_a_format_can_be_forced(tmp_path: Path) -> None:
-    assert pairs(write(tmp_path, "a.tsv", "text\tlabel\none, two\tA\n")) == [(2, "one, two", "A")]
+    assert pairs(write(tmp_path, "a.TSV", "text\tlabel\none, two\tA\n")) == [(2, "one, two", "A")]
     assert pairs(write(tmp_path, "a.dat", "text,label\none,A\n"), format="csv") == [(2, "one", "A")]
     assert pairs(write(tmp_path, "b.dat", GOOD_JSON), format="jsonl") == [(1, "a cup final", "SPORTS")]
     assert pairs(write(tmp_path, "c.csv", "one|A\n"), format="lines") == [(1, "one", "A")]
@@ -262,6 +262,11 @@ def test_other_bytes_are_dropped_not_guessed(tmp_path: Path, raw: bytes) -> None
     assert [row.text for row in read_rows(path) if not row.problem] == ["one", "two"]
 
 
+def test_bad_bytes_on_a_line_of_broken_csv_are_the_problem_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", b'text,label\n"open \x81,A\none,B\n')
+    assert [(line, reason) for line, reason, _ in problems(path)] == [(2, "encoding")]
+
+
 def test_the_encoding_problem_names_the_byte() -> None:
     problem = decode_line(1, b"caf\x81").problem
     assert problem is not None
@@ -345,7 +350,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("a.csv", b"text,label\n", "has no rows. Write one row a line (CSV: below the header)."),
         ("a.csv", "text,label\n".encode("utf-16"), "the file is UTF-16 (or UTF-32) text. Save it as UTF-8."),
         ("a.txt", b"a|A\rb|B\r", "lines end in CR (old Mac). Save the file with LF or CR LF line ends."),
-        ("a.json", b'[{"text": "a"}]', "is a JSON array. Write one JSON object a line (JSON lines)."),
+        ("a.json", b' [{"text": "a"}]', "is a JSON array. Write one JSON object a line (JSON lines)."),
         ("a.csv", b"text,text,label\na,b,A\n", 'the header has the column "text" 2 times (data.text).'),
         (
             "a.parquet",

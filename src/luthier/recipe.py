@@ -44,6 +44,11 @@ class Task(Part):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Other spellings found in the data, each with its label."
     )
+    wording: Literal["auto", "as_is"] = Field(
+        "auto",
+        description="How labels read in prompts and answers: `auto` writes MEDIA_AND_ARTS as Media And Arts, which "
+        "models know as words; `as_is` keeps the spelling. Data and results keep the label either way.",
+    )
     text_name: str = Field("Text", min_length=1, description="What a text is called in the prompt.")
     answer_name: str = Field("Category", min_length=1, description="What the answer is called in the prompt.")
     wordings: list[str] = Field(
@@ -265,13 +270,18 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             problems.append(f'task.labels: "{label}" and "{folded[key]}" are the same label once spelling is folded.')
         folded[key] = label
     for alias, label in task.aliases.items():
+        meant = folded.setdefault(fold_label(alias), label)
+        if not fold_label(alias):
+            problems.append(f"task.aliases: {alias!r} has no letters or digits.")
+        elif meant != label:
+            problems.append(f'task.aliases: "{alias}" stands for "{label}", but its folded spelling is that of "{meant}".')
         if label not in task.labels:
             problems.append(
                 f'task.aliases: "{alias}" stands for "{label}", which is not in task.labels.'
                 + did_you_mean(label, task.labels)
             )
     if fold_label(task.abstention) in folded:
-        problems.append(f'task.abstention: "{task.abstention}" is also a label.')
+        problems.append(f'task.abstention: "{task.abstention}" is also a label or an alias.')
     if len(set(recipe.arms)) != len(recipe.arms):
         problems.append("arms: a name stands twice.")
     return problems

@@ -45,3 +45,11 @@ def peak_memory_bytes() -> int:
 def num_threads() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_up_torch() -> None:
+    """Threads and memory for this process; once, before the first model is loaded."""
+    import torch
+
+    keep_big_blocks()
+    torch.set_num_threads(num_threads())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,10 +14,11 @@ from luthier.errors import ModelError
 from luthier.recipe import Adapter
 
 
-def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_name: str) -> PeftModel:
+def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_folder: Path) -> PeftModel:
     """Put a fresh adapter into `model` in place; returns PEFT's wrapper, which saves and loads it.
 
-    A is drawn with `seed`, B is zero, so the first forward equals the base model's.
+    A is drawn with `seed`, B is zero, so the first forward equals the base model's. `base_folder` is where the
+    model was loaded from; PEFT insists that it agrees with the model's own `name_or_path`.
     """
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     config = LoraConfig(
@@ -27,7 +28,7 @@ def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_name: str) -> P
         target_modules=adapter.targets,
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name,
+        base_model_name_or_path=str(base_folder),
     )
     state = torch.random.get_rng_state()
     try:
@@ -43,6 +44,11 @@ def save_lora(wrapper: PeftModel, folder: Path) -> None:
     """adapter_model.safetensors and adapter_config.json in PEFT's format."""
     wrapper.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def restore_lora(wrapper: PeftModel, folder: Path) -> None:
+    """The weights that `save_lora` wrote, back into the adapter they came from."""
+    set_peft_model_state_dict(wrapper, load_peft_weights(str(folder), device="cpu"))
 
 
 def load_lora(model: nn.Module, folder: Path) -> PeftModel:

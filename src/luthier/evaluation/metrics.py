@@ -19,7 +19,10 @@ Floats = npt.NDArray[np.float64]
 Binning = Literal["equal_mass", "equal_width"]
 
 NO_ANSWER = -1
+ROUNDING = 1e-4  # how far float32 probabilities may miss 1
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)  # a row costs at most 36.04 nats of log loss
+NUM_BINS = 10
+BINNING: Binning = "equal_mass"
 TEMPERATURES = (0.05, 20.0)  # the range fit_temperature searches
 
 
@@ -124,7 +127,7 @@ def macro_f1(gold_B: Indices, predicted_B: Indices, num_labels: int) -> float:
 
 
 def reliability_table(
-    confidence_B: Floats, correct_B: Correct, num_bins: int, binning: Binning
+    confidence_B: Floats, correct_B: Correct, num_bins: int = NUM_BINS, binning: Binning = BINNING
 ) -> list[ReliabilityBin]:
     """Rows grouped by confidence, lowest first; empty bins are left out.
 
@@ -160,7 +163,7 @@ def reliability_table(
 
 
 def expected_calibration_error(
-    confidence_B: Floats, correct_B: Correct, num_bins: int, binning: Binning
+    confidence_B: Floats, correct_B: Correct, num_bins: int = NUM_BINS, binning: Binning = BINNING
 ) -> float:
     """Sum over bins of count / B * |accuracy - confidence| (Naeini et al. 2015), 0 = calibrated.
 
@@ -247,13 +250,16 @@ def check_labels(gold_B: Indices, predicted_B: Indices) -> tuple[Indices, Indice
 
 
 def check_confidence(confidence_B: Floats, correct_B: Correct) -> tuple[Floats, Correct]:
-    """Confidences between 0 and 1 with right/wrong of the same rows, at least one."""
+    """Confidences between 0 and 1 with right/wrong of the same rows, at least one.
+
+    A float32 softmax may end a few digits above 1: such a confidence is taken as 1.
+    """
     confidence_B = np.asarray(confidence_B, dtype=np.float64)
     correct_B = np.asarray(correct_B, dtype=np.bool_)
     check_rows("confidence", confidence_B, "correct", correct_B)
-    if not np.all((confidence_B >= 0) & (confidence_B <= 1)):
+    if not np.all((confidence_B >= 0) & (confidence_B <= 1 + ROUNDING)):
         raise ValueError("a confidence lies outside 0 to 1, or is not a number; it is a probability.")
-    return confidence_B, correct_B
+    return np.minimum(confidence_B, 1.0), correct_B
 
 
 def check_scores(scores_BL: Floats, gold_B: Indices) -> tuple[Floats, Indices]:
@@ -274,7 +280,7 @@ def check_probabilities(probabilities_BL: Floats, gold_B: Indices) -> tuple[Floa
     """Like `check_scores`, with rows of probabilities that sum to 1 (to float32 accuracy)."""
     probabilities_BL, gold_B = check_scores(probabilities_BL, gold_B)
     sums_B = probabilities_BL.sum(axis=1)
-    bad_B = (np.abs(sums_B - 1) > 1e-4) | (probabilities_BL < 0).any(axis=1)
+    bad_B = (np.abs(sums_B - 1) > ROUNDING) | (probabilities_BL < 0).any(axis=1)
     if bad_B.any():
         row = int(np.flatnonzero(bad_B)[0])
         raise ValueError(f"row {row} sums to {sums_B[row]:.6g} or has a negative entry; give probabilities.")

@@ -158,7 +158,7 @@ class GroupedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scores: Scores, window: int | None
     ) -> Tensor:
         """Merged output [1, H, N, D]."""
@@ -168,7 +168,7 @@ class GroupedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for query, key and value."""
         query, key, value, out, lse = ctx.saved_tensors
         plan, scores, window = ctx.plan, ctx.scores, ctx.window

@@ -55,7 +55,7 @@ class VocabularyLogSumExp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, rows_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, scale: float
     ) -> Tensor:
         """One number per row."""
@@ -76,7 +76,7 @@ class VocabularyLogSumExp(torch.autograd.Function):
         return torch.cat(pieces)
 
     @staticmethod
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for rows, weight and bias."""
         rows_RD, weight_VD, bias_V, slope_RD = ctx.saved_tensors
         softcap, scale, size = ctx.settings

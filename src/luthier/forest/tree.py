@@ -37,9 +37,8 @@ class Forest:
     nodes                   preorder
     row_M                   the forest row whose hidden state predicts target m
     token_M, sequence_M, weight_M   what it predicts, for which sequence, with which weight
-    last_row_S              the forest row of each sequence's last token
-    first_S, offset_N       where forest row n stands in the padded batch: sequence first_N[n], time positions_N[n]
-    num_sequence_tokens     tokens before sharing; times S the longest sequence is what a padded batch computes
+    last_row_S              the forest row of each sequence's last read token
+    first_N                 where forest row n stands in the padded batch: sequence first_N[n], time positions_N[n]
     """
 
     tokens_N: Ints
@@ -92,11 +91,15 @@ class Forest:
 
 
 def build_forest(sequences: ManyOf[Sequence]) -> Forest:
-    """Merge sequences into a forest. Time O(total tokens) after a sort; sequences must not be empty."""
+    """Merge sequences into a forest. Time O(total tokens) after a sort; sequences must not be empty.
+
+    Tokens from a sequence's last target on are only predicted, never read: they get no row. A sequence without
+    targets keeps all of its tokens (its last hidden state is what is wanted).
+    """
     assert sequences, "a forest needs at least one sequence"
-    arrays = [np.asarray(sequence.tokens, dtype=np.int64) for sequence in sequences]
+    arrays = [np.asarray(read_tokens(sequence), dtype=np.int64) for sequence in sequences]
     assert all(len(array) for array in arrays), "a sequence needs at least one token"
-    order = sorted(range(len(sequences)), key=lambda s: sequences[s].tokens)
+    order = sorted(range(len(sequences)), key=lambda s: read_tokens(sequences[s]))
     grower = _Grower()
     rows_S: list[Ints] = [np.empty(0, np.int64)] * len(sequences)
     previous: Ints = np.empty(0, np.int64)
@@ -121,6 +124,11 @@ def build_forest(sequences: ManyOf[Sequence]) -> Forest:
         first_N=np.concatenate(grower.owners),
         sequences=tuple(sequences),
     )
+
+
+def read_tokens(sequence: Sequence) -> tuple[int, ...]:
+    """The tokens whose hidden states can matter."""
+    return sequence.tokens[: max(sequence.targets)] if sequence.targets else sequence.tokens
 
 
 def common_prefix(a: Ints, b: Ints) -> int:

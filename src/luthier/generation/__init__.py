@@ -1,1 +1,1 @@
-"""."""
+"""Generation: decoding many prompts together."""

@@ -1,5 +1,7 @@
 """Methods: one small file each, found here by name."""
 
+from collections.abc import Callable
+
 from luthier.methods.base import Method
 from luthier.methods.candidates import Candidates
 from luthier.methods.head import HeadMethod
@@ -9,7 +11,7 @@ from luthier.recipe import Task, Tune
 
 def make_method(tune: Tune, task: Task) -> Method:
     """The method a recipe names."""
-    makers = {
+    makers: dict[str, Callable[[], Method]] = {
         "sft": Sft,
         "candidates": lambda: Candidates(len(task.labels), tune.label_smoothing),
         "head": lambda: HeadMethod(tune.label_smoothing),

@@ -6,10 +6,11 @@ from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.forest.tree import Forest, build_forest
+from luthier.forest.tree import Forest, build_forest, common_prefix
 from luthier.prompts import ClassifyPrompt
 from luthier.records import Labelled, Sequence
 
@@ -20,11 +21,6 @@ class Example:
 
     sequences: tuple[Sequence, ...]
     gold: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the longest sequence plus what the others add beyond it, a cheap upper estimate of its nodes."""
-        return sum(len(sequence.tokens) for sequence in self.sequences)
 
     @property
     def num_trained(self) -> int:
@@ -64,10 +60,17 @@ class LossOut:
 
 
 class Method(Protocol):
-    """The contract. `head` says whether rows are read out by a classification head instead of target tokens."""
+    """The contract. A method is frozen, so its attributes are read only."""
 
-    name: str
-    head: bool
+    @property
+    def name(self) -> str:
+        """What the recipe calls it."""
+        ...
+
+    @property
+    def head(self) -> bool:
+        """Whether rows are read out by a classification head instead of target tokens."""
+        ...
 
     def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
         """Sequences of each row, with their targets."""
@@ -100,6 +103,32 @@ def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu") ->
         role_M=role_S[sequence_M],
         weight_M=torch.from_numpy(forest.weight_M).to(device, torch.float32),
     )
+
+
+def split_by_tokens(examples: ManyOf[Example], max_tokens: int) -> list[list[Example]]:
+    """Micro-batches of at most `max_tokens` distinct tokens (one example at least), neighbours by shared beginning."""
+    ordered = sorted(examples, key=lambda example: example.sequences[0].tokens)
+    groups: list[list[Example]] = []
+    size = 0
+    before: tuple[int, ...] = ()
+    for example in ordered:
+        fresh = distinct_tokens(example, before if groups else ())
+        if not groups or size + fresh > max_tokens:
+            groups.append([])
+            size, fresh = 0, distinct_tokens(example, ())
+        groups[-1].append(example)
+        size += fresh
+        before = example.sequences[0].tokens
+    return groups
+
+
+def distinct_tokens(example: Example, before: tuple[int, ...]) -> int:
+    """Tokens this example adds to a forest that already holds the sequence `before`."""
+    total, previous = 0, before
+    for tokens in sorted(sequence.tokens for sequence in example.sequences):
+        total += len(tokens) - common_prefix(np.asarray(tokens), np.asarray(previous))
+        previous = tokens
+    return total
 
 
 def candidate_scores(logprobs_M: Tensor, batch: Batch, num_labels: int) -> Tensor:

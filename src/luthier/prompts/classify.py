@@ -7,6 +7,8 @@ cannot be trained on one prompt and asked with another.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +34,24 @@ class Encoded:
     ends_turn: bool
 
 
+def worded(label: str) -> str:
+    """MEDIA_AND_ARTS -> Media And Arts: words that a tokenizer knows, instead of letters."""
+    spaced = label.replace("_", " ").strip()
+    return spaced.title() if spaced.isupper() and any(len(word) > 3 for word in spaced.split()) else spaced
+
+
+def difference(prompt: str, whole: str) -> str:
+    """Why a prompt and its answered conversation do not go together, with the text where they part."""
+    at = len(os.path.commonprefix([prompt, whole]))
+    joined = " (the same text, but other tokens where the answer begins)" if at == len(prompt) else ""
+    shown = slice(max(0, at - 30), at + 20)
+    return (
+        "the chat template renders the prompt differently once it is answered, so training and serving would "
+        f"differ: the prompt reads {prompt[shown]!r}, the answered conversation {whole[shown]!r}{joined}. "
+        "Give a model whose template keeps the prompt as it was, or mend its chat_template."
+    )
+
+
 @dataclass(frozen=True)
 class ClassifyPrompt:
     """Instruction, label list, names and worked examples around a text. Frozen; `with_` makes variants."""
@@ -46,6 +66,10 @@ class ClassifyPrompt:
         """The same prompt with another instruction, other shots, or without the list of labels."""
         return replace(self, **changes)
 
+    def answer(self, label: str) -> str:
+        """How a label reads as an answer; it folds back to the label (`fold_label`)."""
+        return worded(label) if self.task.wording == "auto" else label
+
     def question(self, text: str, opening: bool) -> str:
         """What the user's turn says; the instruction stands in the opening turn only."""
         task = self.task
@@ -54,7 +78,8 @@ class ClassifyPrompt:
             return body
         head = self.instruction or task.instruction
         if self.lists_labels:
-            head += f"\n{task.answer_name} is one of: {', '.join(task.labels)}."
+            answers = ", ".join(self.answer(label) for label in task.labels)
+            head += f"\n{task.answer_name} is one of: {answers}."
         return f"{head}\n\n{body}"
 
     def messages(self, text: str, label: str | None = None, shots: Sequence[Shot] | None = None) -> list[Message]:
@@ -62,10 +87,10 @@ class ClassifyPrompt:
         turns: list[Message] = []
         for shot_text, shot_label in self.shots if shots is None else shots:
             turns.append({"role": "user", "content": self.question(shot_text, opening=not turns)})
-            turns.append({"role": "assistant", "content": shot_label})
+            turns.append({"role": "assistant", "content": self.answer(shot_label)})
         turns.append({"role": "user", "content": self.question(text, opening=not turns)})
         if label is not None:
-            turns.append({"role": "assistant", "content": label})
+            turns.append({"role": "assistant", "content": self.answer(label)})
         return turns
 
     def encode(self, texts: Sequence[str], shots: Sequence[Sequence[Shot]] | None = None) -> list[tuple[int, ...]]:
@@ -96,10 +121,7 @@ class ClassifyPrompt:
         tokens, spans = encoded
         start = len(prompt_tokens)
         if not whole.startswith(prompt) or tokens[:start] != prompt_tokens:
-            raise ModelError(
-                "the chat template renders the prompt differently once it is answered, so training and serving "
-                f"would differ. Prompt ends in {prompt[-40:]!r}, the conversation reads {whole[-60:]!r}."
-            )
+            raise ModelError(difference(prompt, whole))
         end = next((i + 1 for i in range(start, len(tokens)) if self.layout.is_special(tokens[i])), None)
         if end is None:
             end = max((i + 1 for i, (_, stop) in enumerate(spans) if stop <= len(whole.rstrip())), default=start)
@@ -108,9 +130,9 @@ class ClassifyPrompt:
     def parse(self, reply: str) -> tuple[str | None, Outcome]:
         """The label a written reply names, by its first line and folded spelling.
 
-        Exactly one label (or a label at the very start) is an answer; several are `parse_failed`; the task's
-        abstention is `abstained`; text that names none is `out_of_ontology` where it is short enough to be meant
-        as a label, else `parse_failed`.
+        Exactly one label is an answer; several are `parse_failed` (a label that stands inside a longer one named
+        is not named); the task's abstention is `abstained`; text that names none is `out_of_ontology` where it is
+        short enough to be meant as a label, else `parse_failed`.
         """
         lines = [line for line in reply.strip().splitlines() if line.strip()]
         folded = fold_label(lines[0]) if lines else ""
@@ -118,12 +140,18 @@ class ClassifyPrompt:
             return None, Outcome.PARSE_FAILED
         if folded == fold_label(self.task.abstention):
             return None, Outcome.ABSTAINED
-        spellings = {fold_label(label): label for label in self.task.labels}
-        spellings |= {fold_label(alias): label for alias, label in self.task.aliases.items()}
+        spellings = {fold_label(alias): label for alias, label in self.task.aliases.items()}
+        spellings |= {fold_label(label): label for label in self.task.labels}
         if folded in spellings:
             return spellings[folded], Outcome.ANSWERED
-        padded = f" {folded} "
-        named = {label for spelling, label in spellings.items() if f" {spelling} " in padded}
+        spans = [
+            (match.start(), match.end(), label)
+            for spelling, label in spellings.items()
+            for match in re.finditer(rf"\b{re.escape(spelling)}\b", folded)
+        ]
+        named = {
+            label for a, b, label in spans if not any(c <= a and b <= d and (c, d) != (a, b) for c, d, _ in spans)
+        }
         if len(named) == 1:
             return named.pop(), Outcome.ANSWERED
         if named or len(folded.split()) > 4:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 FONT_SIZE = 12.0
 STACKED_BELOW = 480  # narrower drawings put a row's name above its mark instead of beside it
-EDGE = 16.0  # room at both ends of a stacked axis for half a tick label
+EDGE = 18.0  # room at both ends of a stacked axis for half a tick label
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Interval:
     high: float | None
     text: str
     marked: bool = False
+    bold: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def interval_plot(rows: Sequence[Interval], axis: Axis, width: float, alt: str) 
     """Dots with their intervals, one row each, in the order given."""
     stacked = width < STACKED_BELOW
     row_height, top = (42.0, 26.0) if stacked else (28.0, 26.0)
-    names = 0.0 if stacked else side_column([row.name for row in rows], width)
+    names = 0.0 if stacked else side_column([row.name for row in rows], width) + 8
     values = 0.0 if stacked else max((text_width(row.text) for row in rows), default=0) + 24
     scale = Scale(axis.low, axis.high, names + EDGE, width - max(EDGE, values))
     bottom = top + row_height * len(rows)
@@ -186,17 +187,28 @@ def interval_row(row: Interval, scale: Scale, y: float, width: float, stacked: b
     """One name, interval, dot and printed value; y is the upper edge of the row."""
     kind = "marked" if row.marked else "plain"
     baseline, middle = (y + 14, y + 28) if stacked else (y + 18, y + 14)
-    room = width - text_width(row.text) - 12 if stacked else scale.start - EDGE
+    weight = 1.12 if row.bold else 1.0  # bold letters are wider
+    written = f"{kind} bold" if row.bold else kind
+    room = width - weight * text_width(row.text) - 12 if stacked else scale.start - EDGE
     low = row.value if row.low is None else row.low
     high = row.value if row.high is None else row.high
+    name = clip(row.name, room / weight)
+    grounds = [backing(weight * text_width(name), y, 0), backing(weight * text_width(row.text), y, width)]
     return element(
         "g",
         element("title", f"{row.name}: {row.text}"),
-        text(0, baseline, clip(row.name, room), f"label {kind}"),
+        *(grounds if stacked else []),
+        text(0, baseline, name, f"label {written}"),
         line(scale(low), middle, scale(high), middle, f"interval {kind}"),
         element("circle", cx=scale(row.value), cy=middle, r=6.0 if row.marked else 4.5, class_=f"dot {kind}"),
-        text(width, baseline, row.text, f"value {kind}", "end"),
+        text(width, baseline, row.text, f"value {written}", "end"),
     )
+
+
+def backing(length: float, y: float, edge: float) -> Markup:
+    """Blank ground behind a row's text, so that no grid line runs through it; `edge` 0 is the left one."""
+    start = max(edge - length, 0) if edge else 0
+    return element("rect", x=start - 2, y=y + 2, width=length + 4, height=16, class_="backing")
 
 
 def axis_lines(axis: Axis, scale: Scale, top: float, bottom: float) -> Markup:
@@ -365,7 +377,7 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], width: floa
     for index, (label, row) in enumerate(zip(labels, counts, strict=True)):
         y = top + tall * index
         baseline = y + tall / 2 + size / 3
-        name = clip(label, names - numbers, size)
+        name = clip(label, names - numbers - 4, size)
         parts.append(sized(names - numbers, baseline, name, "label", "end", size))
         parts.append(sized(names, baseline, str(index + 1), "tick", "end", size))
         parts += heat_row(index, row, labels, (left, y, cell, tall))
@@ -415,7 +427,7 @@ def heat_row(
 
 def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
     """Accuracy against confidence; on the diagonal they agree. The area of a dot grows with its rows."""
-    left, top, floor, right = 56.0, 10.0, 44.0, 14.0
+    left, top, floor, right = 56.0, 10.0, 46.0, 18.0
     side = width - left - right
     across = Scale(0, 1, left, left + side)
     up = Scale(0, 1, top + side, top)
@@ -425,7 +437,7 @@ def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
             line(left, up(value), left + side, up(value), "grid"),
             line(across(value), top, across(value), top + side, "grid"),
             text(left - 6, up(value) + 4, f"{value:.0%}", "tick", "end"),
-            text(across(value), top + side + 16, f"{value:.0%}", "tick", "middle"),
+            text(across(value), top + side + 20, f"{value:.0%}", "tick", "middle"),
         ]
     parts += [
         line(across(0), up(0), across(1), up(1), "reference"),
@@ -434,7 +446,7 @@ def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
         text(left + side / 2, top + side + floor - 8, "confidence", "axis", "middle"),
         element(
             "text", "accuracy", class_="axis", text_anchor="middle", x=0, y=0,
-            transform=f"translate(10 {tidy(top + side / 2)}) rotate(-90)",
+            transform=f"translate(13 {tidy(top + side / 2)}) rotate(-90)",
         ),
     ]  # fmt: skip
     most = max((item.count for item in bins), default=1) or 1

@@ -349,8 +349,9 @@ def accuracy_chart(run: Values, ranked: list[str], focus: str) -> Values:
             value=arm["accuracy"],
             low=arm["low"],
             high=arm["high"],
-            text=f"{percent(arm['accuracy'])} ({percent(arm['low'])} to {percent(arm['high'])})",
+            text=f"{percent(arm['accuracy'])} ({percent(arm['low'])[:-1]} to {percent(arm['high'])[:-1]})",
             marked=name == focus,
+            bold=name == focus,
         )
         for name, arm in ((name, run["arms"][name]) for name in ranked)
     ]

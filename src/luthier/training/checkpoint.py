@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from luthier.files import check_folder, new_folder, write_json
-from luthier.methods.base import Example
+from luthier.errors import RunError
+from luthier.files import check_folder, new_folder, restore_folder, write_json
 from luthier.training.learner import Learner
 
 KEEP = 2
@@ -32,6 +31,18 @@ class Progress:
     loss: float
     accuracy: float | None
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """What one optimizer step did. Tokens: with a loss; computed; of all sequences; of the padded batch."""
+
+    loss: float
+    gradient_norm: float
+    trained_tokens: int
+    computed_tokens: int
+    sequence_tokens: int
+    padded_tokens: int
 
 
 @dataclass
@@ -50,23 +61,16 @@ class History:
     train: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float | None]] = field(default_factory=list)
 
-    def record_step(
-        self, step: int, loss: float, rate: float, norm: float, rows: Sequence[int], examples: Sequence[Example]
-    ) -> None:
+    def record_step(self, step: int, done: StepDone, rate: float) -> None:
         """One optimizer step done."""
-        from luthier.training.loop import distinct_tokens
-
         self.step = step + 1
-        self.train.append({"step": step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": norm})
-        used = sorted((examples[i] for i in rows), key=lambda example: example.sequences[0].tokens)
-        before: tuple[int, ...] = ()
-        for example in used:
-            self.computed_tokens += distinct_tokens(example, before)
-            before = example.sequences[0].tokens
-        lengths = [len(sequence.tokens) for example in used for sequence in example.sequences]
-        self.sequence_tokens += sum(lengths)
-        self.padded_tokens += len(lengths) * max(lengths)
-        self.trained_tokens += sum(example.num_trained or 1 for example in used)
+        self.train.append(
+            {"step": step + 1, "loss": done.loss, "learning_rate": rate, "gradient_norm": done.gradient_norm}
+        )
+        self.trained_tokens += done.trained_tokens
+        self.computed_tokens += done.computed_tokens
+        self.sequence_tokens += done.sequence_tokens
+        self.padded_tokens += done.padded_tokens
 
     def record_validation(self, step: int, loss: float, accuracy: float | None) -> None:
         """One validation done; `best_step` follows accuracy, then loss."""
@@ -104,9 +108,20 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in found if not check_folder(path)), None)
 
 
-def load_checkpoint(path: Path, learner: Learner, optimizer: torch.optim.Optimizer) -> History:
-    """Restore weights, optimizer and random state in place; returns the history."""
+def load_checkpoint(path: Path, learner: Learner, optimizer: torch.optim.Optimizer, num_steps: int) -> History:
+    """Restore weights, optimizer and random state in place; returns the history.
+
+    RunError where the checkpoint belongs to another training: other weights, or another number of steps.
+    """
     tensors = load_file(str(path / "state.safetensors"))
+    history = History(**json.loads((path / "history.json").read_text(encoding="utf-8")))
+    saved = {name.removeprefix("weight."): t.shape for name, t in tensors.items() if name.startswith("weight.")}
+    wanted = {name: parameter.shape for name, parameter in learner.trained().items()}
+    if saved != wanted or history.num_steps != num_steps:
+        raise RunError(
+            f"{path}: belongs to another training ({len(saved)} tensors, {history.num_steps} steps; this one has "
+            f"{len(wanted)} tensors, {num_steps} steps). Give another folder, or delete this one to start anew."
+        )
     states: dict[str, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -118,4 +133,23 @@ def load_checkpoint(path: Path, learner: Learner, optimizer: torch.optim.Optimiz
             if name in states:
                 optimizer.state[parameter] = states[name]
     torch.random.set_rng_state(tensors["random"])
-    return History(**json.loads((path / "history.json").read_text(encoding="utf-8")))
+    return history
+
+
+def save_best(learner: Learner, folder: Path) -> None:
+    """Keep the best adapter so far, in best/."""
+    with new_folder(folder / "best") as aside:
+        learner.save(aside)
+
+
+def load_best(learner: Learner, folder: Path) -> None:
+    """Put the best adapter's weights back into the learner, ready to answer."""
+    learner.load(folder / "best")
+    learner.eval()
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed training left half-written; a best/ that was being replaced comes back."""
+    restore_folder(folder / "best")
+    for left in (folder / "checkpoints").glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.adapters import add_lora, load_lora, save_lora
+from luthier.adapters import add_lora, load_lora, restore_lora, save_lora
 from luthier.errors import ModelError
 from luthier.files import write_json
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, set_backend
@@ -56,6 +56,12 @@ class Learner(nn.Module):
             save_file(state, str(folder / HEAD_FILE))
             write_json(folder / "head.json", {"labels": self.head.out_features, "reads": "last hidden state of the prompt"})
 
+    def load(self, folder: Path) -> None:
+        """Put back in place what `save` wrote."""
+        restore_lora(self.wrapper, folder)
+        if self.head is not None:
+            self.head.load_state_dict(load_file(str(folder / HEAD_FILE)))
+
 
 def new_learner(model: LoadedModel, tune: Tune, prompt: ClassifyPrompt | None, seed: int, backend: str) -> Learner:
     """A fresh adapter, and a head started from the label tokens where the method wants one."""
@@ -64,7 +70,7 @@ def new_learner(model: LoadedModel, tune: Tune, prompt: ClassifyPrompt | None, s
     if tune.method == "head":
         assert prompt is not None, "a head needs the labels"
         head = label_head(model, prompt)
-    wrapper = add_lora(model.model, tune.adapter, seed, model.name)
+    wrapper = add_lora(model.model, tune.adapter, seed, model.folder)
     return Learner(wrapper, head, chosen)
 
 

@@ -18,9 +18,19 @@ import torch
 from torch import nn
 
 from luthier.errors import TrainingError
-from luthier.methods.base import Example, Method, make_batch
+from luthier.methods.base import Example, Method, make_batch, split_by_tokens
 from luthier.recipe import Tune
-from luthier.training.checkpoint import History, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from luthier.training.checkpoint import (
+    History,
+    Progress,
+    StepDone,
+    clear_leftovers,
+    latest_checkpoint,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from luthier.training.learner import Learner
 from luthier.training.signals import Stop
 
@@ -67,24 +77,28 @@ def train(
     optimizer = make_optimizer(learner, tune)
     torch.manual_seed(seed)
     history = History(num_steps=num_steps)
+    clear_leftovers(folder)
     found = latest_checkpoint(folder)
     if found is not None:
-        history = load_checkpoint(found, learner, optimizer)
+        history = load_checkpoint(found, learner, optimizer, num_steps)
     with Stop() as stop:
         for step in range(history.step, num_steps):
             started = time.perf_counter()
             rows = rows_of_step(step, tune.batch_size, len(examples), seed)
-            loss, norm = one_step(learner, method, [examples[i] for i in rows], optimizer, schedule.factor(step), tune, step)
-            history.record_step(step, loss, tune.learning_rate * schedule.factor(step), norm, rows, examples)
+            factor = schedule.factor(step)
+            done = one_step(learner, method, [examples[i] for i in rows], optimizer, factor, tune, step)
+            history.record_step(step, done, tune.learning_rate * factor)
             history.seconds += time.perf_counter() - started
             last = step + 1 == num_steps
-            if last or (step + 1) % evaluate_every == 0:
+            validated = last or (step + 1) % evaluate_every == 0
+            if validated:
                 started = time.perf_counter()
                 history.record_validation(step + 1, *evaluate(learner, method, validation, tune))
                 if history.best_step == step + 1:
                     save_best(learner, folder)
                 history.validation_seconds += time.perf_counter() - started
-            if last or stop.wanted or (tune.checkpoint_every and (step + 1) % tune.checkpoint_every == 0):
+            due = validated if tune.checkpoint_every == 0 else (step + 1) % tune.checkpoint_every == 0
+            if last or stop.wanted or due:
                 save_checkpoint(folder, learner, optimizer, history)
             report(history.progress())
             if stop.wanted and not last:
@@ -95,14 +109,16 @@ def train(
 
 def one_step(
     learner: Learner, method: Method, rows: Sequence[Example], optimizer: torch.optim.Optimizer, factor: float, tune: Tune, step: int
-) -> tuple[float, float]:
-    """One optimizer step over rows, in micro-batches; returns (mean loss, gradient norm before clipping)."""
+) -> StepDone:
+    """One optimizer step over rows, in micro-batches."""
     learner.train()
     weight = sum(method.weight(example) for example in rows)
     optimizer.zero_grad(set_to_none=True)
-    loss = 0.0
+    loss, computed, padded = 0.0, 0, 0
     for micro in split_by_tokens(rows, tune.micro_batch_tokens):
         batch = make_batch(micro, device_of(learner))
+        padded += batch.forest.num_padded_tokens
+        computed += batch.forest.num_padded_tokens if learner.backend == "padded" else batch.forest.num_tokens
         out = method.loss(learner(batch), batch)
         (out.total / weight).backward()
         loss += float(out.total.detach()) / weight
@@ -119,7 +135,9 @@ def one_step(
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     optimizer.step()
-    return loss, norm
+    lengths = sum(len(sequence.tokens) for example in rows for sequence in example.sequences)
+    trained = sum(example.num_trained or 1 for example in rows)
+    return StepDone(loss, norm, trained, computed, lengths, padded)
 
 
 @torch.no_grad()
@@ -134,6 +152,11 @@ def evaluate(learner: Learner, method: Method, examples: Sequence[Example], tune
         total, weight = total + float(out.total), weight + out.weight
         has_accuracy = "accuracy" in out.metrics
         hits += out.metrics.get("accuracy", 0.0)
+    if not math.isfinite(total):
+        raise TrainingError(
+            f"validation loss {total:g}: training has diverged. Lower tune.learning_rate (now {tune.learning_rate:g}) "
+            "or raise tune.warmup_share, and run again."
+        )
     return total / weight, hits / len(examples) if has_accuracy else None
 
 
@@ -164,55 +187,7 @@ def permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def split_by_tokens(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """Micro-batches of at most `max_tokens` distinct tokens (one example at least), neighbours by shared beginning."""
-    ordered = sorted(examples, key=lambda example: example.sequences[0].tokens)
-    groups: list[list[Example]] = []
-    size = 0
-    before: tuple[int, ...] = ()
-    for example in ordered:
-        fresh = distinct_tokens(example, before if groups else ())
-        if not groups or size + fresh > max_tokens:
-            groups.append([])
-            size, fresh = 0, distinct_tokens(example, ())
-        groups[-1].append(example)
-        size += fresh
-        before = example.sequences[0].tokens
-    return groups
-
-
-def distinct_tokens(example: Example, before: tuple[int, ...]) -> int:
-    """Tokens this example adds to a forest that already holds the sequence `before`."""
-    total, previous = 0, before
-    for tokens in sorted(sequence.tokens for sequence in example.sequences):
-        shared = next((i for i, (a, b) in enumerate(zip(tokens, previous, strict=False)) if a != b), min(len(tokens), len(previous)))
-        total += len(tokens) - shared
-        previous = tokens
-    return total
-
-
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters live."""
     return next(module.parameters()).device
 
-
-def save_best(learner: Learner, folder: Path) -> None:
-    """Keep the best adapter so far."""
-    from luthier.files import new_folder
-
-    with new_folder(folder / "best") as aside:
-        learner.save(aside)
-
-
-def load_best(learner: Learner, folder: Path) -> None:
-    """Put the best adapter's weights back into the learner."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    from luthier.training.learner import HEAD_FILE
-
-    best = folder / "best"
-    set_peft_model_state_dict(learner.wrapper, load_peft_weights(str(best), device="cpu"))
-    if learner.head is not None:
-        learner.head.load_state_dict(load_file(str(best / HEAD_FILE)))
-    learner.eval()

@@ -5,11 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-from luthier.errors import LuthierError
-
-
-class Stopped(LuthierError):
-    """Stopped on request after everything was saved."""
+from luthier.stopped import Stopped
 
 
 class Stop:

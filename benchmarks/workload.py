@@ -1,0 +1,63 @@
+"""What the benchmarks train on: labelled rows under luthier's own prompt, for the starter model."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from luthier.corpus.formats import read_rows
+from luthier.prompts import ClassifyPrompt, Layout
+from luthier.recipe import Task
+from luthier.records import Labelled
+from luthier.runtime import num_threads
+
+MODEL = "smollm2-135m-instruct"
+NEWSROOM = Path(__file__).resolve().parent.parent / "examples" / "newsroom" / "train.jsonl"
+
+
+def read_labelled(path: Path) -> list[Labelled]:
+    """Every usable row of a data file: JSONL, CSV or `text|LABEL` lines."""
+    rows = [
+        Labelled(raw.text, raw.label, raw.source, key=str(raw.source))
+        for raw in read_rows(path)
+        if raw.problem is None and raw.text and raw.label
+    ]
+    if not rows:
+        raise SystemExit(f"{path}: no usable row. Give text|LABEL lines, or JSONL with text and label.")
+    return rows
+
+
+def make_prompt(rows: Sequence[Labelled], tokenizer: Any, lists_labels: bool) -> ClassifyPrompt:
+    """A classification prompt with the labels of these rows; their list is much of what rows share."""
+    labels = sorted({row.label for row in rows})
+    task = Task(instruction="Classify the news item by its topic.", labels=labels, text_name="News")
+    return ClassifyPrompt(task, Layout(tokenizer), lists_labels=lists_labels)
+
+
+def default_threads() -> int:
+    """$OMP_NUM_THREADS where it is set, else every core this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or num_threads())
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions, and the Python that runs them."""
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {"processor": processor_name(), "cores": num_threads(), "system": platform.platform()}
+
+
+def processor_name() -> str:
+    """The model name the kernel gives, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,26 @@
+"""luthier: adapt a language model to your domain, prove it was worth it, serve the result.
+
+`run` a recipe, `load` a finished run, `load_recipe` without running it. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luthier.pipeline import run
+    from luthier.predictor import load
+    from luthier.recipe import Recipe, load_recipe
+
+__all__ = ["Recipe", "load", "load_recipe", "run"]
+__version__ = "0.1.0"
+
+_HOMES = {"run": "pipeline", "load": "predictor", "Recipe": "recipe", "load_recipe": "recipe"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'luthier' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"luthier.{_HOMES[name]}"), name)

@@ -1,0 +1,154 @@
+"""`luthier`: every command is thin. Nothing that imports torch is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from luthier.errors import LuthierError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Adapt a language model to your domain, prove on held-out rows that it was worth it, and use the result.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Find, fetch and describe models.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data as training sees it.")
+app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the recipe: path.to.key=value. May be given again.", metavar="KEY=VALUE"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")]
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: every arm on the same held-out rows, the adapter, the report page. Goes on where it stopped."""
+    from luthier.recipe import dump_recipe, load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        typer.echo(json.dumps(loaded.model_dump()) if as_json else dump_recipe(loaded), nl=as_json)
+        return
+    from luthier.cli.screen import print_result, screen
+    from luthier.pipeline import run
+
+    with screen(quiet=as_json) as listener:
+        result = run(loaded, out, listener=listener)
+    folder = out or Path("runs") / loaded.name
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        print_result(result, folder)
+
+
+@app.command("predict")
+def predict_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)],
+    text: Annotated[list[str] | None, typer.Option(help="A text to label. May be given again.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Label texts with the adapter of a run, with probabilities."""
+    from luthier.cli.texts import read_texts
+    from luthier.predictor import load
+
+    texts = read_texts(text or [], file)
+    answers = load(run_folder).predict(texts)
+    if as_json:
+        values = [{"text": a.text, "label": a.label, "probability": a.probability, "probabilities": a.probabilities} for a in answers]
+        typer.echo(json.dumps(values, ensure_ascii=False))
+        return
+    for answer in answers:
+        typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
+
+
+@data_app.command("peek")
+def peek_command(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Ledger, label counts, token lengths, and rows with trained and untrained tokens in two colours."""
+    from luthier.cli.screen import Plain, print_peek
+    from luthier.peek import peek
+    from luthier.pipeline import Pipeline
+    from luthier.recipe import load_recipe
+
+    pipeline = Pipeline(load_recipe(recipe, overrides or []), Path(), Plain(quiet=as_json))
+    found = peek(pipeline.recipe, pipeline.prompt, pipeline.prepared, rows, pipeline.model.context_tokens)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        print_peek(found)
+
+
+@models_app.command("list")
+def list_command(as_json: Json = False) -> None:
+    """Starter models, and what is in the cache."""
+    from luthier.models.store import list_models
+
+    rows = [{"name": name, "about": about, "folder": None if path is None else str(path)} for name, about, path in list_models()]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}\n    {row['about']}\n    {row['folder'] or 'not fetched: luthier models pull ' + str(row['name'])}")
+
+
+ModelName = Annotated[str, typer.Argument(help="Starter name, hub id, folder or GGUF file.", show_default=False)]
+
+
+@models_app.command("pull")
+def pull_command(name: ModelName) -> None:
+    """Fetch a model into the cache (converting GGUF), and print its folder."""
+    from luthier.models.store import find_model
+
+    typer.echo(str(find_model(name)))
+
+
+@models_app.command("show")
+def show_command(name: ModelName, as_json: Json = False) -> None:
+    """Describe a model: family, size, context, chat template, whether it runs on the token forest."""
+    from luthier.models.load import describe_model
+
+    found: dict[str, Any] = describe_model(name)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for key, value in found.items():
+        typer.echo(f"{key:16} {value}")
+
+
+def main() -> None:
+    """Entry point: a user's error is one message and exit code 1; a stop on request is 130."""
+    from luthier.stopped import Stopped
+
+    try:
+        app()
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)
+    except LuthierError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

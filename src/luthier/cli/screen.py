@@ -1,0 +1,201 @@
+"""What a run looks like in a terminal: stages with time left, the result table, the peek."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from luthier.progress import Listener
+
+ARM_NAMES = {
+    "majority": "commonest label",
+    "tfidf": "TF-IDF + logistic regression",
+    "zero_shot": "zero-shot",
+    "best_prompt": "best prompt",
+    "few_shot": "few-shot",
+    "retrieval": "retrieval (RAG)",
+    "tuned": "fine-tuned",
+    "training": "training",
+    "generated": "written answers",
+}
+PLAIN_EVERY_SECONDS = 15.0
+
+
+@contextlib.contextmanager
+def screen(quiet: bool) -> Iterator[Listener]:
+    """A live screen on a terminal, plain lines elsewhere; all of it on standard error."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield Plain(quiet)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Live(bars)
+
+
+class Live:
+    """One bar for the stage at work; finished stages become lines."""
+
+    def __init__(self, bars: Progress):
+        self.bars = bars
+        self.stages: list[str] = []
+        self.task: TaskID | None = None
+        self.started = time.monotonic()
+
+    def plan(self, stages: list[str]) -> None:
+        """Remember the order, to say 3 of 9."""
+        self.stages = stages
+
+    def begin(self, stage: str) -> None:
+        """A new bar."""
+        self.started = time.monotonic()
+        self.task = self.bars.add_task(f"{place(stage, self.stages)} {ARM_NAMES.get(stage, stage)}", total=None, note="")
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Move the bar."""
+        if self.task is not None:
+            self.bars.update(self.task, completed=done, total=total, note=note)
+
+    def end(self, stage: str, cached: bool, note: str = "") -> None:
+        """Replace the bar by a line."""
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+            self.task = None
+        self.bars.console.print(escape(end_line(stage, self.stages, cached, note, time.monotonic() - self.started)))
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.bars.console.print(f"[yellow]note[/] {escape(text)}")
+
+
+class Plain:
+    """Lines for logs: a stage's end, and progress every quarter minute."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.stages: list[str] = []
+        self.stage = ""
+        self.started = self.last = time.monotonic()
+
+    def plan(self, stages: list[str]) -> None:
+        """Remember the order."""
+        self.stages = stages
+
+    def begin(self, stage: str) -> None:
+        """Note the start."""
+        self.stage, self.started, self.last = stage, time.monotonic(), time.monotonic()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """A line now and then, with time left."""
+        now = time.monotonic()
+        if now - self.last < PLAIN_EVERY_SECONDS or not done:
+            return
+        self.last = now
+        left = (now - self.started) / done * (total - done)
+        self.write(f"{place(self.stage, self.stages)} {self.stage}: {done}/{total}, {clock(left)} left {note}".rstrip())
+
+    def end(self, stage: str, cached: bool, note: str = "") -> None:
+        """The stage's line."""
+        self.write(end_line(stage, self.stages, cached, note, time.monotonic() - self.started))
+
+    def say(self, text: str) -> None:
+        """A note."""
+        self.write(f"note: {text}")
+
+    def write(self, line: str) -> None:
+        """To standard error, unless quiet."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+
+def place(stage: str, stages: list[str]) -> str:
+    """[3/9]"""
+    return f"[{stages.index(stage) + 1}/{len(stages)}]" if stage in stages else ""
+
+
+def end_line(stage: str, stages: list[str], cached: bool, note: str, seconds: float) -> str:
+    """One finished stage."""
+    took = "as before" if cached else clock(seconds)
+    return f"{place(stage, stages)} {ARM_NAMES.get(stage, stage)}: {note} ({took})"
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 0.3 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def print_result(result: dict[str, Any], folder: Path) -> None:
+    """The table of arms, the verdict, and where the page is."""
+    console = Console()
+    level = f"{result['confidence']:.0%}"
+    table = Table("way", "accuracy", f"{level} interval", "macro-F1", "ms a row", f"{result['currency']} / 1,000", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, arm in sorted(result["arms"].items(), key=lambda item: item[1]["accuracy"]):
+        table.add_row(
+            ARM_NAMES.get(name, name),
+            f"{arm['accuracy']:.1%}",
+            f"{arm['low']:.1%} to {arm['high']:.1%}",
+            f"{arm['macro_f1']:.3f}",
+            f"{arm['seconds_per_row'] * 1000:.1f}",
+            f"{arm['cost_per_1000']:.4f}",
+            style="bold" if name == "tuned" else None,
+        )
+    count = next(iter(result["arms"].values()))["n"]
+    console.print(f"\n{result['name']}: {count} held-out rows\n", highlight=False)
+    console.print(table)
+    console.print(f"\n{result['verdict']}\n", highlight=False, markup=False)
+    console.print(f"Page:    {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    if result["training"] is not None:
+        console.print(f'Use it:  luthier predict {folder} --text "..."', highlight=False, markup=False, soft_wrap=True)
+
+
+def print_peek(found: dict[str, Any]) -> None:
+    """Ledger, labels, lengths, rows."""
+    console = Console(highlight=False)
+    ledger = found["ledger"]
+    for split, count in ledger["rows_in"].items():
+        reasons = ", ".join(f"{reason} {number}" for reason, number in ledger["reasons"][split].items())
+        console.print(f"{split}: {count} rows in, {ledger['kept'].get(split, 0)} kept" + (f"; dropped: {reasons}" if reasons else ""))
+    for row in ledger["examples"]:
+        console.print(f"  dropped {row['source']}: {row['reason']}. {row['detail']}", markup=False, style="dim")
+    for note in ledger["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print()
+    names = list(found["labels"])
+    table = Table("label", *names, box=None, pad_edge=False)
+    for label in found["labels"]["train"]:
+        table.add_row(label, *(str(found["labels"][name].get(label, 0)) for name in names))
+    console.print(table)
+    lengths = found["prompt_tokens"]
+    console.print(f"\nprompt tokens: shortest {lengths['p0']}, median {lengths['p50']}, 95 % {lengths['p95']}, longest {lengths['p100']}\n")
+    for row in found["rows"]:
+        console.print(f"{row['source']} ({row['label']})", style="bold", markup=False)
+        text = Text()
+        for part in row["parts"]:
+            text.append(part["text"], style="black on green" if part["trained"] else "dim")
+        console.print(text)
+        console.print()
+    trained = "the class head's answer" if found["method"] == "head" else "trained tokens"
+    console.print(Text.assemble(("grey", "dim"), " = read only, ", ("green", "black on green"), f" = {trained}"))

@@ -1,0 +1,191 @@
+"""Ways of asking the untrained model: zero-shot, best wording, worked examples, retrieved examples.
+
+Each is a list of variants; variant and normalisation are chosen together on validation rows, then the chosen
+one answers the test rows. All are scored by the labels' log-probabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as ManyOf
+from dataclasses import dataclass
+
+import bm25s
+import numpy as np
+from torch import nn
+
+from luthier.evaluation.arms.base import (
+    ArmResult,
+    Floats,
+    Report,
+    Rows,
+    gold_indices,
+    predictions_from,
+    time_single_rows,
+)
+from luthier.evaluation.scoring import CONTENT_FREE, NORMALISATIONS, Beginning, Scores, label_logprobs, score_labels
+from luthier.prompts import ClassifyPrompt, Shot
+from luthier.recipe import Ask
+from luthier.records import Labelled
+
+Shots = Callable[[ManyOf[str]], list[list[Shot]]]
+
+WORDINGS = (
+    "Read the text and say which category fits it best.",
+    "You sort texts for an archive. Name the one category under which a reader would look for this text.",
+    "What is this text mainly about? Answer with one category.",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of asking: a prompt, and examples that may differ from text to text."""
+
+    name: str
+    prompt: ClassifyPrompt
+    shots: Shots | None = None
+
+
+@dataclass(frozen=True)
+class PromptArm:
+    """Variants are made from the training rows; the rest is the same for all four arms."""
+
+    name: str
+    model: nn.Module
+    backend: str
+    variants: Callable[[Rows, ClassifyPrompt, Ask, int], list[Variant]]
+
+    def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
+        """Choose variant and normalisation on validation rows, then answer the test rows once."""
+        variants = self.variants(rows, prompt, ask, seed)
+        validation = spread(rows.validation, ask.validation_rows, seed)
+        total = len(validation) * len(variants) + len(rows.test)
+        tried = []
+        for i, variant in enumerate(variants):
+            scorer = Scorer(self.model, self.backend, variant, ask.batch_tokens)
+            scorer.measure(validation, lambda done, _, i=i: report(i * len(validation) + done, total))  # type: ignore[misc]
+            tried.append(scorer)
+        best = max(tried, key=lambda scorer: scorer.validation_accuracy)
+        texts = [row.text for row in rows.test]
+        started = time.perf_counter()
+        scores = best.score(texts, lambda done, _: report(total - len(texts) + done, total))
+        seconds = (time.perf_counter() - started) / len(texts)
+        return ArmResult(
+            predictions_from(best.logprobs(scores), prompt.task.labels),
+            f"{best.variant.name}; scores by {best.normalisation} ({best.validation_accuracy:.1%} on "
+            f"{len(validation)} validation rows, {len(variants)} x {len(best.kinds)} tried)",
+            seconds,
+            time_single_rows(lambda text: best.logprobs(best.score([text])), texts),
+            scores.num_tokens / len(texts),
+        )
+
+
+class Scorer:
+    """One variant, measured on validation; keeps the shared beginning and the calibration constants."""
+
+    def __init__(self, model: nn.Module, backend: str, variant: Variant, batch_tokens: int):
+        self.model, self.backend, self.variant, self.batch_tokens = model, backend, variant, batch_tokens
+        self.beginning: Beginning | None = None
+        self.normalisation = NORMALISATIONS[0]
+        self.validation_accuracy = 0.0
+        self.constants: dict[str, Floats] = {}
+        # calibration by content-free texts needs one context for all rows
+        self.kinds = [kind for kind in NORMALISATIONS if variant.shots is None or kind != "contextual calibration"]
+
+    def score(self, texts: ManyOf[str], report: Report | None = None) -> Scores:
+        """Label scores of texts."""
+        shots = None if self.variant.shots is None else self.variant.shots(texts)
+        scores = score_labels(
+            self.model, self.backend, self.variant.prompt, texts, self.batch_tokens, shots, report, self.beginning
+        )
+        self.beginning = scores.beginning or self.beginning
+        return scores
+
+    def logprobs(self, scores: Scores) -> Floats:
+        """log p(label | text) under the chosen normalisation."""
+        return label_logprobs(scores, self.normalisation, self.constants.get(self.normalisation))
+
+    def measure(self, validation: ManyOf[Labelled], report: Report) -> None:
+        """Choose the normalisation; the earliest of equals wins."""
+        gold = gold_indices(validation, self.variant.prompt.task.labels)
+        scores = self.score([row.text for row in validation], report)
+        if "contextual calibration" in self.kinds:
+            self.constants["contextual calibration"] = self.score(CONTENT_FREE).sum_BL.mean(0)
+        plain = label_logprobs(scores, "sum")
+        self.constants["batch calibration"] = np.logaddexp.reduce(plain, axis=0) - np.log(len(plain))
+        accuracies = []
+        for kind in self.kinds:
+            chosen = label_logprobs(scores, kind, self.constants.get(kind)).argmax(1)
+            accuracies.append(float(np.mean(chosen == gold)))
+        best = int(np.argmax(accuracies))
+        self.normalisation, self.validation_accuracy = self.kinds[best], accuracies[best]
+
+
+def spread(rows: ManyOf[Labelled], count: int, seed: int) -> list[Labelled]:
+    """At most `count` rows, labels taken in turn."""
+    by_label: dict[str, list[Labelled]] = {}
+    for i in np.random.default_rng([seed, 17]).permutation(len(rows)):
+        by_label.setdefault(rows[int(i)].label, []).append(rows[int(i)])
+    return list(take_in_turn(by_label))[:count]
+
+
+def take_in_turn(by_label: dict[str, list[Labelled]]) -> Iterator[Labelled]:
+    """First row of each label, then the second of each, ..."""
+    longest = max((len(rows) for rows in by_label.values()), default=0)
+    for position in range(longest):
+        for label in sorted(by_label):
+            if position < len(by_label[label]):
+                yield by_label[label][position]
+
+
+def zero_shot(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Variant]:
+    """The task's own prompt as it stands."""
+    return [Variant("the task's instruction", prompt)]
+
+
+def best_prompt(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Variant]:
+    """Other wordings, the task's first, and one without the list of labels."""
+    wordings = [prompt.task.instruction, *prompt.task.wordings, *WORDINGS]
+    variants = [Variant(f'"{wording}"', prompt.with_(instruction=wording)) for wording in wordings]
+    bare = Variant("the task's instruction, labels not listed", prompt.with_(lists_labels=False))
+    return [*variants, bare]
+
+
+def few_shot(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Variant]:
+    """k worked examples, the same for every text, spread over the labels; several draws of each k."""
+    variants = []
+    for k in ask.shots:
+        for draw in range(ask.shot_draws):
+            chosen = spread(rows.train, k, seed * 1000 + draw)
+            order = np.random.default_rng([seed, k, draw]).permutation(len(chosen))
+            shots = tuple((chosen[int(i)].text, chosen[int(i)].label) for i in order)
+            variants.append(Variant(f"{k} worked examples, draw {draw + 1}", prompt.with_(shots=shots)))
+    return variants
+
+
+def retrieval(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Variant]:
+    """The k training rows nearest to the text by BM25 (bm25s), nearest last, as worked examples."""
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize([row.text for row in rows.train], stopwords="en", show_progress=False), show_progress=False)
+
+    def nearest(k: int) -> Shots:
+        def shots(texts: ManyOf[str]) -> list[list[Shot]]:
+            queries = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
+            result = []
+            for query in queries:
+                known = [word for word in query if word in index.vocab_dict]
+                scores = index.get_scores(known) if known else np.zeros(len(rows.train))
+                found = np.argsort(-scores, kind="stable")[:k][::-1]
+                result.append([(rows.train[int(i)].text, rows.train[int(i)].label) for i in found])
+            return result
+
+        return shots
+
+    return [
+        Variant(f"{k} nearest training rows as examples", prompt, nearest(min(k, len(rows.train))))
+        for k in ask.neighbours
+    ]
+
+
+VARIANTS = {"zero_shot": zero_shot, "best_prompt": best_prompt, "few_shot": few_shot, "retrieval": retrieval}

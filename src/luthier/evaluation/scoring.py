@@ -1,0 +1,165 @@
+"""Scoring the labels of a task by the model's own log-probabilities, through the forest.
+
+The prompt is computed once for all labels; a beginning that all prompts share (instruction, worked examples) is
+computed once for all rows and remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as ManyOf
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from luthier.forest.forward import hidden_states, logprobs, run_plan
+from luthier.forest.plan import Past, plan_forest
+from luthier.forest.tree import build_forest, common_prefix
+from luthier.methods.base import Example, candidate_scores, make_batch, split_by_tokens
+from luthier.methods.candidates import candidate_sequences
+from luthier.prompts import ClassifyPrompt, Shot
+from luthier.records import Sequence
+
+Floats = NDArray[np.float64]
+MIN_SHARED = 24  # tokens; a shorter shared beginning is not worth a pass of its own
+CONTENT_FREE = ("N/A", "[MASK]", "...")  # Zhao et al. 2021, section 5
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Tokens that prompts begin with, computed once and remembered for later calls."""
+
+    tokens: tuple[int, ...]
+    past: Past
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    def fits(self, candidates: ManyOf[ManyOf[Sequence]]) -> bool:
+        """Whether all prompts begin so, with something left to compute."""
+        return all(
+            row[0].tokens[: self.size] == self.tokens and first_target(sequence) - 1 >= self.size
+            for row in candidates
+            for sequence in row
+        )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """sum_BL: log p of each label's tokens. tokens_L: how many those are. num_tokens: distinct tokens computed.
+
+    `beginning`: what was shared, to be handed to the next call.
+    """
+
+    sum_BL: Floats
+    tokens_L: NDArray[np.int64]
+    num_tokens: int
+    beginning: Beginning | None
+
+
+@torch.no_grad()
+def score_labels(
+    model: nn.Module,
+    backend: str,
+    prompt: ClassifyPrompt,
+    texts: ManyOf[str],
+    batch_tokens: int,
+    shots: ManyOf[ManyOf[Shot]] | None = None,
+    report: Report | None = None,
+    beginning: Beginning | None = None,
+) -> Scores:
+    """Log-probability of every label after every text, in the order of `texts`."""
+    model.eval()
+    candidates = [drop_common_end(row) for row in candidate_sequences(prompt, texts, shots)]
+    tokens_L = np.array([len(sequence.targets) for sequence in candidates[0]])
+    computed = 0
+    if backend != "padded" and (beginning is None or not beginning.fits(candidates)):
+        size = shared_beginning(candidates)
+        beginning = remember_beginning(model, candidates[0][0].tokens[:size]) if size else None
+        computed = size
+    start = beginning.size if beginning is not None else 0
+    past = beginning.past if beginning is not None else None
+    examples = [Example(cut(row, start), 0) for row in candidates]
+    order = {id(example): i for i, example in enumerate(examples)}
+    sum_BL = np.zeros((len(texts), len(tokens_L)))
+    done = 0
+    for micro in split_by_tokens(examples, batch_tokens):
+        batch = make_batch(micro, next(model.parameters()).device)
+        hidden_ND = hidden_states(model, batch.forest, backend, past)
+        scores = candidate_scores(logprobs(model, batch.forest, hidden_ND), batch, len(tokens_L))
+        sum_BL[[order[id(example)] for example in micro]] = scores.double().cpu().numpy()
+        computed += batch.forest.num_tokens
+        done += len(micro)
+        if report is not None:
+            report(done, len(texts))
+    return Scores(sum_BL, tokens_L, computed, beginning)
+
+
+def drop_common_end(row: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
+    """Leave the end-of-turn out of the score unless one label begins with another (then it tells them apart)."""
+    answers = [sequence.tokens[sequence.targets[0] : sequence.targets[-1]] for sequence in row]
+    nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
+    if nested or any(len(sequence.targets) < 2 for sequence in row):
+        return row
+    return tuple(replace(s, tokens=s.tokens[:-1], targets=s.targets[:-1], weights=s.weights[:-1]) for s in row)
+
+
+def shared_beginning(candidates: ManyOf[ManyOf[Sequence]]) -> int:
+    """Number of tokens that all prompts begin with, short of the first predicted token's predecessor."""
+    first = np.asarray(candidates[0][0].tokens)
+    size = min(first_target(sequence) - 1 for row in candidates for sequence in row)
+    for row in candidates:
+        size = min(size, common_prefix(first, np.asarray(row[0].tokens)))
+    return size if size >= MIN_SHARED and len(candidates) > 1 else 0
+
+
+def first_target(sequence: Sequence) -> int:
+    """Index of the first predicted token; without targets the last token is what is read."""
+    return sequence.targets[0] if sequence.targets else len(sequence.tokens)
+
+
+@torch.no_grad()
+def remember_beginning(model: nn.Module, tokens: tuple[int, ...]) -> Beginning:
+    """Keys and values of a beginning, to be seen by everything that follows."""
+    device = next(model.parameters()).device
+    forest = build_forest([Sequence(tokens)])
+    past = Past(torch.empty(0, dtype=torch.long, device=device), recording=True)
+    plan = plan_forest(forest, "grouped", device, past=past)
+    run_plan(model, torch.from_numpy(forest.tokens_N).to(device), plan)
+    past.positions_P, past.recording = plan.positions_N, False
+    return Beginning(tokens, past)
+
+
+def cut(row: tuple[Sequence, ...], start: int) -> tuple[Sequence, ...]:
+    """Sequences without their first `start` tokens."""
+    if not start:
+        return row
+    return tuple(replace(s, tokens=s.tokens[start:], targets=tuple(t - start for t in s.targets)) for s in row)
+
+
+# --- how sums become label probabilities -----------------------------------------------------------------------
+
+NORMALISATIONS = ("sum", "mean per token", "contextual calibration", "batch calibration")
+
+
+def label_logprobs(scores: Scores, normalisation: str, constant_L: Floats | None = None) -> Floats:
+    """log p(label | text) [B, L], normalised over the labels.
+
+    `sum`: of token log-probabilities. `mean per token`: length-normalised (Brown et al. 2020, section 2.4).
+    `contextual calibration`: minus the mean log p of the label after content-free texts, which is dividing the
+    probabilities by those (Zhao et al. 2021, eq. 2 with W = diag(p_cf)^-1). `batch calibration`: minus the log of
+    the label's mean probability over a batch, here the validation rows (Zhou et al. 2024, eq. 4).
+    """
+    values = scores.sum_BL
+    if normalisation == "mean per token":
+        values = values / scores.tokens_L
+    elif normalisation != "sum":
+        assert constant_L is not None, normalisation
+        values = values - constant_L
+    return values - np.logaddexp.reduce(values, axis=1, keepdims=True)

@@ -1,0 +1,86 @@
+"""Greedy decoding over the token forest: shared beginnings are computed once, all sequences decode together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence as ManyOf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.forest.forward import output_head, run_plan
+from luthier.forest.head import cap
+from luthier.forest.plan import Past, Plan, plan_forest
+from luthier.forest.tree import build_forest
+from luthier.records import Sequence
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module, prompts: ManyOf[tuple[int, ...]], max_tokens: int, stop: Collection[int], backend: str
+) -> list[list[int]]:
+    """The most likely next tokens of each prompt, up to `max_tokens` or the first token of `stop` (not returned).
+
+    The model has been through `set_backend(model, backend)`. With the padded backend transformers decodes.
+    """
+    if backend == "padded":
+        return [generate_plain(model, prompt, max_tokens, stop) for prompt in prompts]
+    device = next(model.parameters()).device
+    forest = build_forest([Sequence(tuple(prompt)) for prompt in prompts])
+    past = Past(torch.empty(0, dtype=torch.long, device=device), recording=True)
+    plan = plan_forest(forest, "grouped", device, past=past)
+    hidden_ND = run_plan(model, torch.from_numpy(forest.tokens_N).to(device), plan)
+    past.positions_P = plan.positions_N
+    visible_SP = torch.zeros(len(prompts), forest.num_tokens, dtype=torch.bool, device=device)
+    for s in range(len(prompts)):
+        visible_SP[s, torch.from_numpy(forest.rows_of(s)).to(device)] = True
+    hidden_SD = hidden_ND[torch.from_numpy(forest.last_row_S).to(device)]
+    replies: list[list[int]] = [[] for _ in prompts]
+    active = torch.arange(len(prompts), device=device)
+    lengths_S = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    for count in range(max_tokens):
+        chosen = next_tokens(model, hidden_SD)
+        keep = [i for i, token in enumerate(chosen.tolist()) if token not in stop]
+        for i in keep:
+            replies[int(active[i])].append(int(chosen[i]))
+        if not keep or count + 1 == max_tokens:
+            break
+        active, chosen, visible_SP = active[keep], chosen[keep], visible_SP[keep]
+        hidden_SD = decode_step(model, chosen, lengths_S[active] + count, past, visible_SP)
+        visible_SP = torch.cat([visible_SP, torch.eye(len(active), dtype=torch.bool, device=device)], dim=1)
+    return replies
+
+
+def decode_step(model: nn.Module, tokens_S: Tensor, positions_S: Tensor, past: Past, visible_SP: Tensor) -> Tensor:
+    """One new token for each sequence, each seeing its own path only; extends `past`. Returns hidden [S, D]."""
+    past.visible_NP = visible_SP
+    own = torch.eye(len(tokens_S), dtype=torch.bool, device=tokens_S.device)
+    hidden_SD = run_plan(model, tokens_S, Plan(positions_S, (), (), own, past))
+    past.positions_P = torch.cat([past.positions_P, positions_S])
+    return hidden_SD
+
+
+def next_tokens(model: nn.Module, hidden_SD: Tensor) -> Tensor:
+    """Index of the largest logit of each row."""
+    head = output_head(model)
+    logits = hidden_SD @ head.weight_VD.T * head.scale
+    if head.bias_V is not None:
+        logits = logits + head.bias_V * head.scale
+    return cap(logits, head.softcap).argmax(-1)
+
+
+def generate_plain(model: nn.Module, prompt: tuple[int, ...], max_tokens: int, stop: Collection[int]) -> list[int]:
+    """One prompt through transformers' own decoding."""
+    lm: Any = model
+    tokens = torch.tensor([prompt], device=next(model.parameters()).device)
+    out = lm.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stop),
+        pad_token_id=min(stop),
+    )
+    reply = out[0, len(prompt) :].tolist()
+    return reply[: next((i for i, token in enumerate(reply) if token in stop), len(reply))]

@@ -1,0 +1,318 @@
+"""Recipe -> stages -> run folder -> report page."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from luthier.corpus.prepare import Prepared, data_hash, prepare
+from luthier.errors import DataError
+from luthier.evaluation.arms import VARIANTS, Arm, ArmResult, Classifier, Majority, PromptArm, Rows, Tfidf, Tuned
+from luthier.files import new_folder, write_json
+from luthier.forest.forward import choose_backend, set_backend
+from luthier.methods import make_method
+from luthier.methods.base import Example
+from luthier.models import LoadedModel, load_model
+from luthier.predictor import describe_prompt
+from luthier.progress import Listener, Silent
+from luthier.prompts import ClassifyPrompt, Layout
+from luthier.recipe import Recipe, dump_recipe, load_recipe
+from luthier.records import Outcome, Prediction
+from luthier.result import build_result
+from luthier.run_folder import RunFolder
+from luthier.runtime import peak_memory_bytes, reset_peak_memory, set_up_torch
+from luthier.training.checkpoint import Progress
+from luthier.training.learner import Learner, load_learner, new_learner
+from luthier.training.loop import train
+
+
+def run(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a recipe and return its result; result.json, report.html and the adapter stand in the run folder.
+
+    `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped; stages whose
+    inputs did not change are not done again.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    return Pipeline(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent()).run()
+
+
+@dataclass
+class Pipeline:
+    """The stages of one run. Model and data are loaded when a stage first needs them."""
+
+    recipe: Recipe
+    out: Path
+    listener: Listener
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run folder, proven writable."""
+        folder = RunFolder(self.out)
+        folder.prepare(dump_recipe(self.recipe))
+        return folder
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The base model."""
+        set_up_torch()
+        return load_model(self.recipe.model)
+
+    @cached_property
+    def backend(self) -> str:
+        """How attention runs; says why where it is not the forest."""
+        backend, reason = choose_backend(self.model.model, self.recipe.attention)
+        if reason:
+            self.listener.say(f"attention: {reason}.")
+        return backend
+
+    @cached_property
+    def prompt(self) -> ClassifyPrompt:
+        """The task's prompt on this model."""
+        layout = Layout(self.model.tokenizer)
+        if not layout.has_template:
+            self.listener.say(
+                f'model "{self.recipe.model}" has no chat template: prompts use a plain layout '
+                "(instruction, text, answer). An -instruct model of the same family usually asks better."
+            )
+        return ClassifyPrompt(self.recipe.task, layout, self.recipe.task.instruction)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """Clean, split rows with their ledger."""
+        tokenizer = self.model.tokenizer
+
+        def count_tokens(texts: list[str]) -> list[int]:
+            encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            return [len(tokens) for tokens in encoded["input_ids"]]
+
+        return prepare(self.recipe.task, self.recipe.data, self.recipe.seed, count_tokens)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows every arm gets."""
+        return Rows(self.prepared.train, self.prepared.validation, self.prepared.test)
+
+    @cached_property
+    def base_inputs(self) -> dict[str, Any]:
+        """What every stage depends on."""
+        return {
+            "data": data_hash(self.prepared),
+            "model": self.model.sha256,
+            "prompt": self.prompt.key,
+            "seed": self.recipe.seed,
+            "attention": self.backend,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """All stages in order; the training stage stands right before the tuned arm."""
+        recipe = self.recipe
+        assert self.folder.path.is_dir()
+        names = ["data", *recipe.arms, *(["generated"] if recipe.ask.generate_rows else [])]
+        if "tuned" in recipe.arms:
+            names.insert(names.index("tuned"), "training")
+        self.listener.plan([*names, "report"])
+        self.listener.begin("data")
+        kept = self.prepared.ledger.kept
+        self.listener.end("data", False, ", ".join(f"{count} {split}" for split, count in kept.items()))
+        for note in self.prepared.ledger.notes:
+            self.listener.say(note)
+        arms = {name: self.run_arm(name) for name in recipe.arms if name != "tuned"}
+        generated = self.run_generated() if recipe.ask.generate_rows else None
+        training = None
+        if "tuned" in recipe.arms:
+            training = self.run_training()
+            arms["tuned"] = self.run_tuned()
+        return self.write_report(arms, training, generated)
+
+    def run_arm(self, name: str) -> dict[str, Any]:
+        """One untrained arm, from the run folder if it is there."""
+        self.listener.begin(name)
+        inputs = {**self.base_inputs, "arm": name, "ask": self.recipe.ask.model_dump()}
+
+        def compute() -> dict[str, Any]:
+            arm = self.make_arm(name)
+            return store(arm.run(self.rows, self.prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
+
+        value, cached = self.folder.stage(name, inputs, compute)
+        self.listener.end(name, cached, self.accuracy_note(value))
+        return value
+
+    def make_arm(self, name: str) -> Arm:
+        """The arm a name stands for; prompt arms ask the untrained model."""
+        if name == "majority":
+            return Majority()
+        if name == "tfidf":
+            return Tfidf()
+        set_backend(self.model.model, self.backend)
+        return PromptArm(name, self.model.model, self.backend, VARIANTS[name])
+
+    @property
+    def training_inputs(self) -> dict[str, Any]:
+        """What the adapter depends on."""
+        return {**self.base_inputs, "tune": self.recipe.tune.model_dump()}
+
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        """Training and validation rows as the method sees them; refuses what could not be learnt."""
+        method = make_method(self.recipe.tune, self.recipe.task)
+        return method.view(self.prompt, self.rows.train), method.view(self.prompt, self.rows.validation)
+
+    def run_training(self) -> dict[str, Any]:
+        """Train the adapter, or take up a training that was stopped."""
+        self.listener.begin("training")
+        value, cached = self.folder.stage("training", self.training_inputs, self.train)
+        note = f"best at step {value['best_step']} of {value['steps']}"
+        self.listener.end("training", cached, note)
+        return value
+
+    def train(self) -> dict[str, Any]:
+        """The training stage itself."""
+        from luthier.peek import check_trainable
+
+        recipe = self.recipe
+        check_trainable(self.prompt, self.rows.train, recipe.tune)
+        method = make_method(recipe.tune, recipe.task)
+        training, validation = self.examples()
+        self.forget_other_training()
+        set_backend(self.model.model, self.backend)
+        learner = new_learner(self.model, recipe.tune, self.prompt, recipe.seed, recipe.attention)
+
+        def report(progress: Progress) -> None:
+            accuracy = "" if progress.accuracy is None else f", validation {progress.accuracy:.1%}"
+            self.listener.update(progress.step, progress.num_steps, f"loss {progress.loss:.3f}{accuracy}")
+
+        reset_peak_memory()
+        history = train(learner, method, training, validation, recipe.tune, recipe.seed, self.folder.training, report)
+        trained = sum(parameter.numel() for parameter in learner.trained().values())
+        self.__dict__["learner"] = learner
+        return {
+            "method": method.name,
+            "seconds": history.seconds,
+            "validation_seconds": history.validation_seconds,
+            "steps": history.num_steps,
+            "best_step": history.best_step,
+            "rows": len(training),
+            "epochs": recipe.tune.epochs,
+            "trained_tokens": history.trained_tokens,
+            "computed_tokens": history.computed_tokens,
+            "sequence_tokens": history.sequence_tokens,
+            "padded_tokens": history.padded_tokens,
+            "peak_rss_bytes": peak_memory_bytes(),
+            "trainable_parameters": trained,
+            "total_parameters": self.model.num_parameters,
+            "curve": {"train": history.train, "validation": history.validation},
+        }
+
+    def forget_other_training(self) -> None:
+        """Checkpoints of another recipe, data set or code must not be resumed."""
+        import shutil
+
+        from luthier.files import content_hash, write_text
+        from luthier.run_folder import code_hash
+
+        key = content_hash(self.training_inputs, code_hash())
+        mark = self.folder.training / "inputs.txt"
+        if mark.is_file() and mark.read_text(encoding="utf-8") == key:
+            return
+        shutil.rmtree(self.folder.training, ignore_errors=True)
+        write_text(mark, key)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """The trained learner, from this process or from the run folder."""
+        return load_learner(self.model, self.folder.training / "best", self.recipe.attention)
+
+    def run_tuned(self) -> dict[str, Any]:
+        """The tuned arm; its adapter is put together with its prompt before it answers the test rows."""
+        self.listener.begin("tuned")
+        tune = self.recipe.tune
+        value, cached = self.folder.stage("tuned", {**self.training_inputs, "arm": "tuned"}, self.answer_tuned)
+        self.listener.end("tuned", cached, self.accuracy_note(value))
+        assert (self.folder.adapter / "adapter_model.safetensors").is_file(), tune.method
+        return value
+
+    def answer_tuned(self) -> dict[str, Any]:
+        """Predictions of the tuned arm; writes the adapter folder."""
+        tune = self.recipe.tune
+        classifier = Classifier(self.learner, self.prompt, self.recipe.ask.batch_tokens)
+        chosen = f"LoRA rank {tune.adapter.rank}, method {tune.method}, {tune.epochs:g} epochs"
+        arm = Tuned(classifier, chosen)
+        value = store(arm.run(self.rows, self.prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
+        with new_folder(self.folder.adapter) as aside:
+            self.learner.save(aside)
+            write_json(
+                aside / "prompt.json",
+                describe_prompt(self.prompt, self.recipe.model, self.model.sha256, tune.method, classifier.temperature),
+            )
+        return value
+
+    def run_generated(self) -> dict[str, Any]:
+        """Let the untrained model write its answers, and say how each parsed."""
+        from luthier.evaluation.written import write_answers
+
+        self.listener.begin("generated")
+        rows = self.rows.test[: self.recipe.ask.generate_rows]
+
+        def compute() -> dict[str, Any]:
+            set_backend(self.model.model, self.backend)
+            return write_answers(self.model.model, self.backend, self.prompt, rows, self.listener.update)
+
+        inputs = {**self.base_inputs, "rows": len(rows)}
+        value, cached = self.folder.stage("generated", inputs, compute)
+        self.listener.end("generated", cached, f"{value['accuracy']:.1%} of {value['n']} written answers right")
+        return value
+
+    def accuracy_note(self, value: dict[str, Any]) -> str:
+        """Accuracy on the test rows, for the progress line."""
+        right = sum(p["label"] == row.label for p, row in zip(value["predictions"], self.rows.test, strict=True))
+        return f"{right / len(self.rows.test):.1%} of {len(self.rows.test)} test rows right"
+
+    def write_report(
+        self, arms: dict[str, Any], training: dict[str, Any] | None, generated: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """result.json and report.html."""
+        from luthier.report.page import write_page
+
+        self.listener.begin("report")
+        result = build_result(
+            self.recipe, self.model, self.backend, self.prompt, self.prepared, arms, training, generated, self.out
+        )
+        result["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(self.folder.path / "result.json", result)
+        write_page(self.folder.path / "report.html", result)
+        self.listener.end("report", False, str(self.folder.path / "report.html"))
+        return result
+
+
+def store(result: ArmResult) -> dict[str, Any]:
+    """An arm's result as JSON values."""
+    return asdict(result)
+
+
+def restore_predictions(value: dict[str, Any]) -> list[Prediction]:
+    """Predictions of a stored arm."""
+    return [
+        Prediction(
+            row["label"],
+            Outcome(row["outcome"]),
+            None if row["probabilities"] is None else tuple(row["probabilities"]),
+            row["reply"],
+        )
+        for row in value["predictions"]
+    ]
+
+
+def check_rows(rows: Rows) -> None:
+    """At least one row to train on, to choose on and to test on."""
+    for name in ("train", "validation", "test"):
+        if not getattr(rows, name):
+            raise DataError(f"no rows are left for {name}; see the ledger (`luthier data peek`).")

@@ -1,0 +1,103 @@
+"""A finished run as an object that answers: the adapter, and the prompt it was trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import RunError
+from luthier.recipe import Task
+
+if TYPE_CHECKING:
+    from luthier.evaluation.arms import Classifier
+    from luthier.prompts import ClassifyPrompt
+
+PROMPT_FILE = "prompt.json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text's label, its probability, and the probability of every label."""
+
+    text: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What `luthier.load(run)` returns."""
+
+    classifier: Classifier
+    labels: tuple[str, ...]
+
+    def predict(self, texts: Sequence[str]) -> list[Answer]:
+        """Labels with calibrated probabilities, in the order of `texts`."""
+        import numpy as np
+
+        if isinstance(texts, str):
+            raise TypeError('predict takes a list of texts: predict(["..."])')
+        if not texts:
+            return []
+        answers = []
+        for text, row in zip(texts, np.exp(self.classifier.logprobs(list(texts))), strict=True):
+            best = int(row.argmax())
+            shares = {label: float(p) for label, p in zip(self.labels, row, strict=True)}
+            answers.append(Answer(text, self.labels[best], float(row[best]), shares))
+        return answers
+
+
+def describe_prompt(prompt: ClassifyPrompt, model: str, model_sha256: str, method: str, temperature: float) -> dict[str, Any]:
+    """What is stored beside an adapter so that it can only be asked as it was trained."""
+    return {
+        "format": 1,
+        "task": prompt.task.model_dump(),
+        "instruction": prompt.instruction,
+        "lists_labels": prompt.lists_labels,
+        "template": prompt.layout.template,
+        "prompt_key": prompt.key,
+        "model": model,
+        "model_sha256": model_sha256,
+        "method": method,
+        "temperature": temperature,
+    }
+
+
+def load(run: str | Path, attention: str = "auto") -> Predictor:
+    """The predictor of a finished run folder (or of its adapter folder).
+
+    Raises RunError where the run has no finished adapter, or where the model or its chat template is no longer
+    the one the adapter was trained on.
+    """
+    folder = Path(run)
+    folder = folder / "adapter" if (folder / "adapter" / PROMPT_FILE).is_file() else folder
+    try:
+        stored = json.loads((folder / PROMPT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunError(
+            f"{run}: no finished adapter here (no {PROMPT_FILE}). Give the folder of a run with a tuned arm; "
+            "a run that was stopped goes on with `luthier run` and the same --out."
+        ) from None
+    from luthier.evaluation.arms import Classifier
+    from luthier.models import load_model
+    from luthier.prompts import ClassifyPrompt, Layout
+    from luthier.runtime import set_up_torch
+    from luthier.training.learner import load_learner
+
+    set_up_torch()
+    model = load_model(stored["model"])
+    if model.sha256 != stored["model_sha256"]:
+        raise RunError(
+            f'{run}: the model "{stored["model"]}" found here is not the one the adapter was trained on '
+            f"(sha256 {model.sha256[:12]}, trained on {stored['model_sha256'][:12]}). Fetch that model again."
+        )
+    task = Task.model_validate(stored["task"])
+    prompt = ClassifyPrompt(task, Layout(model.tokenizer), stored["instruction"], (), stored["lists_labels"])
+    if prompt.key != stored["prompt_key"]:
+        raise RunError(f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again.")
+    learner = load_learner(model, folder, attention)
+    return Predictor(Classifier(learner, prompt, temperature=stored["temperature"]), tuple(task.labels))

@@ -1,0 +1,302 @@
+"""The verdict's rules, one case each, with the arithmetic written out; and its error rate by simulation."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from luthier.evaluation.statistics import mcnemar_exact, paired_bootstrap_difference, rows_needed, wilson
+from luthier.evaluation.verdict import (
+    Comparison,
+    Verdict,
+    VerdictCode,
+    compare,
+    compare_arms,
+    strongest_rival,
+    verdict,
+)
+
+
+def paired_rows(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    a = [True] * both + [True] * only_a + [False] * only_b + [False] * neither
+    b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
+    return np.array(a), np.array(b)
+
+
+def decide(
+    correct: Mapping[str, np.ndarray], minimum_gain: float = 0.02, confidence: float = 0.95
+) -> Verdict:
+    comparisons = compare_arms(correct, confidence, resamples=1000, seed=0)
+    return verdict(correct, comparisons, confidence, minimum_gain)
+
+
+def decide_pair(*counts: int, minimum_gain: float = 0.02, confidence: float = 0.95) -> Verdict:
+    tuned, tfidf = paired_rows(*counts)
+    return decide({"tfidf": tfidf, "tuned": tuned}, minimum_gain, confidence)
+
+
+# --- comparisons
+
+
+def test_comparison_by_hand() -> None:
+    tuned, tfidf = paired_rows(4, 5, 1, 2)
+    (comparison,) = compare(tuned, {"tfidf": tfidf}, 0.95, 1000, 3)
+    assert comparison == Comparison(
+        arm="tfidf",
+        reference="tuned",
+        difference=4 / 12,
+        interval=paired_bootstrap_difference(tuned, tfidf, 1000, 3, 0.95),
+        p=14 / 64,
+        p_holm=14 / 64,
+        only_reference=5,
+        only_arm=1,
+        n=12,
+    )
+    assert comparison.discordant_share == 6 / 12
+    assert comparison.interval.low < 4 / 12 < comparison.interval.high
+
+
+def test_holm_runs_over_all_arms_and_order_is_kept() -> None:
+    tuned, near = paired_rows(80, 14, 4, 2)
+    far = np.zeros(100, bool)
+    near_first = compare(tuned, {"near": near, "far": far}, 0.95, 200, 0)
+    assert [comparison.arm for comparison in near_first] == ["near", "far"]
+    p_near, p_far = mcnemar_exact(14, 4), mcnemar_exact(94, 0)
+    assert [comparison.p for comparison in near_first] == pytest.approx([p_near, p_far])
+    assert [comparison.p_holm for comparison in near_first] == pytest.approx([p_near, 2 * p_far])
+
+
+def test_an_arm_is_judged_alike_whichever_others_ran() -> None:
+    tuned, near = paired_rows(80, 14, 4, 2)
+    alone = compare(tuned, {"near": near}, 0.95, 200, 0)[0]
+    beside = compare(tuned, {"other": ~near, "near": near}, 0.95, 200, 0)[1]
+    assert (alone.interval, alone.p) == (beside.interval, beside.p)
+
+
+def test_the_reference_is_the_tuned_arm_else_the_best() -> None:
+    worst, best = paired_rows(10, 0, 20, 10)
+    assert {row.reference for row in compare_arms({"best": best, "tuned": worst}, 0.95, 200, 0)} == {"tuned"}
+    assert {row.reference for row in compare_arms({"worst": worst, "best": best}, 0.95, 200, 0)} == {"best"}
+
+
+def test_the_rival_is_the_most_accurate_arm_and_of_equals_the_hardest_to_tell_apart() -> None:
+    tuned = np.array([True] * 30 + [False] * 10)
+    weak = np.array([True] * 20 + [False] * 20)
+    far = np.array([False] * 6 + [True] * 24 + [True] * 4 + [False] * 6)
+    near = np.array([False] * 2 + [True] * 28 + [False] * 10)
+    rivals = {"weak": weak, "far": far, "near": near}
+    assert far.sum() == near.sum() == 28
+    # 2 : 0 has p = 0.5, 6 : 4 has p = 0.75
+    assert strongest_rival(compare(tuned, rivals, 0.95, 200, 0)).arm == "far"
+
+
+# --- the rules, one by one
+
+
+def test_better_says_all_its_numbers() -> None:
+    tuned, tfidf = paired_rows(450, 198, 30, 122)
+    correct = {"majority": np.zeros(800, bool), "tuned": tuned, "tfidf": tfidf}
+    comparisons = compare_arms(correct, 0.95, 10_000, 0)
+    interval = comparisons[1].interval
+    found = verdict(correct, comparisons, 0.95, 0.02)
+    # 648 and 480 of 800
+    of_tuned, of_tfidf = wilson(648, 800, 0.95), wilson(480, 800, 0.95)
+    assert found == Verdict(
+        VerdictCode.BETTER,
+        "Fine-tune: on 800 test rows, "
+        f"tuned 81.0 % [{100 * of_tuned.low:.1f}, {100 * of_tuned.high:.1f}] against "
+        f"tfidf 60.0 % [{100 * of_tfidf.low:.1f}, {100 * of_tfidf.high:.1f}], the strongest other arm; "
+        f"difference +21.0 points [{100 * interval.low:.1f}, {100 * interval.high:.1f}], "
+        "p < 0.001 (95 % intervals).",
+    )
+    assert found.code == "better"
+    # +-1.96 sqrt((0.285 - 0.21^2) / 800) = 3.4 points
+    assert (interval.low, interval.high) == pytest.approx((0.21 - 0.034, 0.21 + 0.034), abs=0.003)
+
+
+def test_better_by_less_than_what_was_called_worth_having() -> None:
+    # 700 : 560 of 10,000: +1.4 points, p < 0.001
+    found = decide_pair(7000, 700, 560, 1740)
+    assert found.code == VerdictCode.NO_DIFFERENCE
+    opening = (
+        "Fine-tuning is better, but by less than the gain you called worth having (2 points): on 10,000 "
+    )
+    assert found.sentence.startswith(opening)
+    assert "difference +1.4 points" in found.sentence
+    assert decide_pair(7000, 700, 560, 1740, minimum_gain=0.01).code == VerdictCode.BETTER
+
+
+def test_worse_whatever_the_size() -> None:
+    found = decide_pair(400, 30, 120, 250)
+    assert found.code == VerdictCode.WORSE
+    assert found.sentence.startswith("Do not fine-tune: on 800 test rows, tuned 53.8 % ")
+    assert "difference -11.2 points [-14." in found.sentence
+    assert decide_pair(7000, 560, 700, 1740).code == VerdictCode.WORSE
+
+
+def test_a_gain_worth_having_is_ruled_out() -> None:
+    # 210 : 200 of 4,000: +0.25 points, standard error sqrt(410) / 4000 = 0.5; 2,009 rows would do
+    found = decide_pair(3000, 210, 200, 590)
+    assert rows_needed(0.02, 410 / 4000) == 2009
+    assert found.code == VerdictCode.NO_DIFFERENCE
+    assert found.sentence.startswith("No gain worth having: ")
+    assert found.sentence.endswith(" The interval ends below the gain you called worth having (2 points).")
+
+
+def test_ruled_out_on_fewer_rows_than_a_small_gain_would_need() -> None:
+    # 50 : 70 of 800: -2.5 points, standard error 1.4: p = 0.08, but +2 points are out of reach
+    assert rows_needed(0.02, 120 / 800) > 800
+    found = decide_pair(500, 50, 70, 180)
+    assert found.code == VerdictCode.NO_DIFFERENCE
+    assert found.sentence.startswith("No gain worth having: ")
+
+
+def test_too_few_rows_names_a_number_from_the_observed_share() -> None:
+    # 12 : 8 of 100: discordant share 0.20, so 3,922 rows for 2 points and 979 for the 4 points seen
+    found = decide_pair(60, 12, 8, 20)
+    assert (rows_needed(0.02, 0.2), rows_needed(0.04, 0.2)) == (3922, 979)
+    assert found.code == VerdictCode.TOO_FEW_ROWS
+    assert found.sentence.startswith("Too few test rows to tell: on 100 test rows, tuned 72.0 % [62.5, 79.9]")
+    assert "p = 0.503" in found.sentence
+    assert found.sentence.endswith(
+        " About 4,000 rows would do to show a difference of 2 points, "
+        "about 980 if it is as large as it looks here (80 % power)."
+    )
+
+
+def test_no_difference_needs_enough_rows() -> None:
+    # 110 : 82 of 2,000: +1.4 points, p = 0.05, the interval reaches beyond 2 points; 1,881 rows would do
+    found = decide_pair(1500, 110, 82, 308)
+    assert rows_needed(0.02, 192 / 2000) == 1881
+    assert found.code == VerdictCode.NO_DIFFERENCE
+    assert found.sentence.startswith("No difference shown: on 2,000 test rows, ")
+    assert decide_pair(1200, 110, 82, 308, minimum_gain=0.02).code == VerdictCode.TOO_FEW_ROWS
+
+
+def test_the_holm_p_decides_not_the_raw_one() -> None:
+    # raw p = 0.031 against the strongest, but a second arm close by doubles the smaller and lifts the other
+    tuned, first = paired_rows(70, 14, 4, 112)
+    second = np.concatenate([np.ones(69, bool), first[69:]])
+    second[69] = False
+    alone = decide({"tuned": tuned, "first": first}, minimum_gain=0.01)
+    beside = compare_arms({"tuned": tuned, "first": first, "second": second}, 0.95, 200, 0)
+    assert mcnemar_exact(14, 4) == pytest.approx(0.0309, abs=1e-4)
+    assert alone.code == VerdictCode.BETTER
+    # second: 15 : 4, p = 0.0192, doubled 0.0384
+    assert [row.p_holm for row in beside] == pytest.approx([2 * mcnemar_exact(15, 4)] * 2)
+    arms = {"tuned": tuned, "first": first, "second": second}
+    sentence = verdict(arms, beside, 0.95, 0.01).sentence
+    assert "Holm-adjusted p = 0.038" in sentence
+    assert decide(arms, minimum_gain=0.01, confidence=0.965).code == VerdictCode.TOO_FEW_ROWS
+    assert decide({"tuned": tuned, "first": first}, 0.01, 0.965).code == VerdictCode.BETTER
+
+
+# --- edges
+
+
+@pytest.mark.parametrize("counts", [(5, 0, 0, 0), (0, 0, 0, 5), (0, 5, 0, 0), (0, 0, 5, 0), (1, 0, 0, 0)])
+def test_a_handful_of_rows_is_too_few(counts: tuple[int, int, int, int]) -> None:
+    assert decide_pair(*counts).code == VerdictCode.TOO_FEW_ROWS
+
+
+def test_six_rows_can_just_decide() -> None:
+    # 6 : 0 has p = 2 / 64
+    assert decide_pair(0, 6, 0, 0).code == VerdictCode.BETTER
+    assert decide_pair(0, 0, 6, 0).code == VerdictCode.WORSE
+
+
+@pytest.mark.parametrize("counts", [(900, 0, 0, 100), (1000, 0, 0, 0), (0, 0, 0, 1000)])
+def test_arms_that_agree_on_many_rows_do_not_differ(counts: tuple[int, int, int, int]) -> None:
+    # a gain of 2 points needs 2 % of discordant rows: (1.96 sqrt(0.02) + 0.84 sqrt(0.0196))^2 / 0.02^2 = 390
+    found = decide_pair(*counts)
+    assert rows_needed(0.02, 0.02) == 390
+    assert found.code == VerdictCode.NO_DIFFERENCE
+    assert "difference +0.0 points [0.0, 0.0], p = 1.000" in found.sentence
+
+
+def test_without_a_minimum_gain_the_observed_difference_stands_in() -> None:
+    assert decide_pair(60, 12, 8, 20, minimum_gain=0.0).sentence.endswith(
+        " About 980 rows would do to show a difference of 4 points (80 % power)."
+    )
+    assert decide_pair(60, 8, 8, 24, minimum_gain=0.0).code == VerdictCode.NO_DIFFERENCE
+
+
+# --- runs without a tuned arm, runs with one arm
+
+
+def test_without_a_tuned_arm_the_best_is_held_against_the_second() -> None:
+    best, second = paired_rows(450, 198, 30, 122)
+    arms = {"majority": np.zeros(800, bool), "tfidf": second, "few_shot": best}
+    found = decide(arms)
+    assert found.code == VerdictCode.BETTER
+    assert found.sentence.startswith("few_shot is the best arm: on 800 test rows, few_shot 81.0 % ")
+    assert "against tfidf 60.0 % [56.6, 63.3], the second best; " in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("counts", "code", "opening"),
+    [
+        ((60, 12, 8, 20), VerdictCode.TOO_FEW_ROWS, "Too few test rows to name a best arm: "),
+        ((3000, 210, 200, 590), VerdictCode.NO_DIFFERENCE, "No arm stands out: "),
+        ((1500, 110, 82, 308), VerdictCode.NO_DIFFERENCE, "No arm stands out: "),
+        (
+            (7000, 700, 560, 1740),
+            VerdictCode.NO_DIFFERENCE,
+            "zero_shot is better, but by less than the gain ",
+        ),
+    ],
+)
+def test_without_a_tuned_arm_the_same_rules_hold(counts, code: VerdictCode, opening: str) -> None:
+    best, second = paired_rows(*counts)
+    found = decide({"tfidf": second, "zero_shot": best})
+    assert found.code == code
+    assert found.sentence.startswith(opening)
+
+
+def test_one_arm_has_nothing_to_be_compared_with() -> None:
+    found = decide({"tuned": np.array([True, True, True, False])})
+    assert found.code == VerdictCode.NOTHING_TO_COMPARE
+    assert found.sentence == "Nothing to compare: only tuned 75.0 % [30.1, 95.4] ran. Add arms to the recipe."
+
+
+# --- how often it errs
+
+
+@pytest.mark.parametrize("tuned_ran", [True, False])
+@pytest.mark.parametrize("num_arms", [2, 4])
+def test_equal_arms_are_rarely_told_apart(num_arms: int, tuned_ran: bool) -> None:
+    # arms of one true accuracy on rows of differing difficulty; the rival (and the winner) are picked after
+    # seeing. 300 runs: the standard error of a rate of 0.04 is 0.011
+    rng = np.random.default_rng(num_arms)
+    names = ["tuned" if tuned_ran else "first", "second", "third", "fourth"][:num_arms]
+    decided = 0
+    for _ in range(300):
+        difficulty_B = rng.normal(size=200)
+        rows = difficulty_B + rng.normal(size=(num_arms, 200)) > -0.5
+        correct = dict(zip(names, rows, strict=True))
+        comparisons = compare_arms(correct, 0.95, resamples=1, seed=0)
+        decided += verdict(correct, comparisons, 0.95, 0.0).code in {"better", "worse"}
+    assert decided / 300 <= 0.06
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("correct", "message"),
+    [
+        ({}, "no arm ran; there is nothing to compare."),
+        (
+            {"tuned": np.ones(100, bool), "tfidf": np.ones(99, bool)},
+            "tfidf has 99 rows, tuned has 100; every arm must answer the same rows.",
+        ),
+        (
+            {"tuned": np.ones(0, bool), "tfidf": np.ones(0, bool)},
+            "tuned has 0 rows: at least one scored row is needed.",
+        ),
+    ],
+)
+def test_errors_teach(correct: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compare_arms(correct, 0.95, 200, 0)
