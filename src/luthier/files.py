@@ -7,11 +7,14 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from luthier.errors import RunError
 
@@ -98,20 +101,28 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into a message that says what to do."""
+    """Turn a full disk or a read-only folder into a message that says what to do, whoever met it."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         causes = {
             28: "the disk is full. Free some space and run the same command again: it goes on where it stopped.",
             30: "the folder is read-only. Give another one with --out.",
             13: "no permission to write there. Give another folder with --out.",
             20: "a part of the path is a file. Give another folder with --out.",
         }
-        cause = causes.get(error.errno or 0)
+        cause = causes.get(os_error_number(error))
         if cause is None:
             raise
         raise RunError(f"{path}: {cause}") from error
+
+
+def os_error_number(error: OSError | SafetensorError) -> int:
+    """The system's error number; safetensors has it in its text only. 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
 
 
 def sha256(path: Path) -> str:

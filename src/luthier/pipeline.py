@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from luthier.adapters import name_base_model
 from luthier.corpus.prepare import Prepared, data_hash, prepare
 from luthier.errors import DataError
 from luthier.evaluation.arms import VARIANTS, Arm, ArmResult, Classifier, Majority, PromptArm, Rows, Tfidf, Tuned
@@ -16,7 +17,7 @@ from luthier.files import new_folder, write_json
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.methods import make_method
 from luthier.methods.base import Example
-from luthier.models import LoadedModel, load_model
+from luthier.models import LoadedModel, load_model, public_name
 from luthier.predictor import describe_prompt
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
@@ -117,16 +118,17 @@ class Pipeline:
         """All stages in order; the training stage stands right before the tuned arm."""
         recipe = self.recipe
         assert self.folder.path.is_dir()
-        names = ["data", *recipe.arms, *(["generated"] if recipe.ask.generate_rows else [])]
-        if "tuned" in recipe.arms:
-            names.insert(names.index("tuned"), "training")
-        self.listener.plan([*names, "report"])
+        asked = [name for name in recipe.arms if name != "tuned"]
+        generated_stage = ["generated"] if recipe.ask.generate_rows else []
+        trained = ["training", "tuned"] if "tuned" in recipe.arms else []
+        self.listener.plan(["data", *asked, *generated_stage, *trained, "report"])
         self.listener.begin("data")
+        check_rows(self.rows)
         kept = self.prepared.ledger.kept
         self.listener.end("data", False, ", ".join(f"{count} {split}" for split, count in kept.items()))
         for note in self.prepared.ledger.notes:
             self.listener.say(note)
-        arms = {name: self.run_arm(name) for name in recipe.arms if name != "tuned"}
+        arms = {name: self.run_arm(name) for name in asked}
         generated = self.run_generated() if recipe.ask.generate_rows else None
         training = None
         if "tuned" in recipe.arms:
@@ -179,7 +181,7 @@ class Pipeline:
         from luthier.peek import check_trainable
 
         recipe = self.recipe
-        check_trainable(self.prompt, self.rows.train, recipe.tune)
+        check_trainable(self.prompt, self.rows.train, recipe.tune, self.model.context_tokens)
         method = make_method(recipe.tune, recipe.task)
         training, validation = self.examples()
         self.forget_other_training()
@@ -234,10 +236,9 @@ class Pipeline:
     def run_tuned(self) -> dict[str, Any]:
         """The tuned arm; its adapter is put together with its prompt before it answers the test rows."""
         self.listener.begin("tuned")
-        tune = self.recipe.tune
         value, cached = self.folder.stage("tuned", {**self.training_inputs, "arm": "tuned"}, self.answer_tuned)
         self.listener.end("tuned", cached, self.accuracy_note(value))
-        assert (self.folder.adapter / "adapter_model.safetensors").is_file(), tune.method
+        assert (self.folder.adapter / "adapter_model.safetensors").is_file(), "the stage writes the adapter"
         return value
 
     def answer_tuned(self) -> dict[str, Any]:
@@ -249,6 +250,7 @@ class Pipeline:
         value = store(arm.run(self.rows, self.prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
         with new_folder(self.folder.adapter) as aside:
             self.learner.save(aside)
+            name_base_model(aside, public_name(self.recipe.model))
             write_json(
                 aside / "prompt.json",
                 describe_prompt(self.prompt, self.recipe.model, self.model.sha256, tune.method, classifier.temperature),

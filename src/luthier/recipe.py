@@ -6,6 +6,7 @@ stands here and nowhere else.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -290,7 +291,12 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
 def fold_label(label: str) -> str:
     """The form in which spellings of one label agree: `Arts & Culture` = `ARTS_AND_CULTURE` = `arts and culture`."""
     spaced = label.casefold().replace("&", " and ")
-    return " ".join("".join(char if char.isalnum() else " " for char in spaced).split())
+    return " ".join("".join(char if carries_meaning(char) else " " for char in spaced).split())
+
+
+def carries_meaning(char: str) -> bool:
+    """Letters, digits, the marks that belong to letters (Hindi vowels), and what tells C, C++ and C# apart."""
+    return char.isalnum() or char in "+#" or unicodedata.category(char).startswith("M")
 
 
 def explain(item: Any) -> str:

@@ -97,7 +97,7 @@ def correct_rows(value: dict[str, Any], test: tuple[Labelled, ...]) -> NDArray[n
 def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) -> dict[str, Any]:
     """All figures of one arm."""
     labels = recipe.task.labels
-    index: dict[str | None, int] = {label: i for i, label in enumerate(labels)}
+    index: dict[str | None, int] = dict(zip(labels, range(len(labels)), strict=True))
     predicted_B = np.array([index.get(p["label"], -1) for p in value["predictions"]])
     right = int((predicted_B == gold_B).sum())
     interval = wilson(right, len(gold_B), recipe.judge.confidence)

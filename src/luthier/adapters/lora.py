@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
+from luthier.files import write_json
 from luthier.recipe import Adapter
 
 
@@ -33,7 +38,8 @@ def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_folder: Path) -
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        with quiet_peft():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"tune.adapter.targets: {error}") from error
     finally:
@@ -55,5 +61,20 @@ def load_lora(model: nn.Module, folder: Path) -> PeftModel:
     """An adapter from its folder, frozen, put into `model` in place."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; give the folder of a finished run.")
-    wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=False)
+    with quiet_peft():
+        wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=False)
     return wrapper
+
+
+def name_base_model(folder: Path, name: str) -> None:
+    """Write a name that means something elsewhere (a hub id) into a saved adapter's configuration."""
+    path = folder / "adapter_config.json"
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "base_model_name_or_path": name})
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT asks transformers for a property that is about to be renamed; the user cannot help it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield

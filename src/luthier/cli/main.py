@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data as training sees
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 
-RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the recipe: path.to.key=value. May be given again.", metavar="KEY=VALUE"),
@@ -112,7 +113,9 @@ def list_command(as_json: Json = False) -> None:
         typer.echo(f"{row['name']}\n    {row['about']}\n    {row['folder'] or 'not fetched: luthier models pull ' + str(row['name'])}")
 
 
-ModelName = Annotated[str, typer.Argument(help="Starter name, hub id, folder or GGUF file.", show_default=False)]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Starter name, hub id, folder or GGUF file.", show_default=False)
+]
 
 
 @models_app.command("pull")
@@ -140,10 +143,14 @@ def main() -> None:
     """Entry point: a user's error is one message and exit code 1; a stop on request is 130."""
     from luthier.stopped import Stopped
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training too, a stop is a clean one
     try:
         app()
     except Stopped as stop:
         print(stop, file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("stopped: finished stages are kept. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
     except LuthierError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -76,7 +76,7 @@ def score_labels(
 ) -> Scores:
     """Log-probability of every label after every text, in the order of `texts`."""
     model.eval()
-    candidates = [drop_common_end(row) for row in candidate_sequences(prompt, texts, shots)]
+    candidates = candidate_sequences(prompt, texts, shots)
     tokens_L = np.array([len(sequence.targets) for sequence in candidates[0]])
     computed = 0
     if backend != "padded" and (beginning is None or not beginning.fits(candidates)):
@@ -99,15 +99,6 @@ def score_labels(
         if report is not None:
             report(done, len(texts))
     return Scores(sum_BL, tokens_L, computed, beginning)
-
-
-def drop_common_end(row: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
-    """Leave the end-of-turn out of the score unless one label begins with another (then it tells them apart)."""
-    answers = [sequence.tokens[sequence.targets[0] : sequence.targets[-1]] for sequence in row]
-    nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
-    if nested or any(len(sequence.targets) < 2 for sequence in row):
-        return row
-    return tuple(replace(s, tokens=s.tokens[:-1], targets=s.targets[:-1], weights=s.weights[:-1]) for s in row)
 
 
 def shared_beginning(candidates: ManyOf[ManyOf[Sequence]]) -> int:

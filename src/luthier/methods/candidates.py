@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ManyOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,7 +22,7 @@ class Candidates:
     head: bool = False
 
     def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
-        """One sequence a label; the targets are the label's tokens."""
+        """One sequence a label, exactly as `score_labels` will ask; the targets are the label's tokens."""
         gold = [prompt.task.labels.index(row.label) for row in rows]
         return [
             Example(sequences, label)
@@ -49,10 +49,10 @@ class Candidates:
 def candidate_sequences(
     prompt: ClassifyPrompt, texts: ManyOf[str], shots: ManyOf[ManyOf[Shot]] | None = None
 ) -> list[tuple[Sequence, ...]]:
-    """For each text one sequence per label, ended turn included, targets on the label's tokens.
+    """For each text one sequence per label, with targets on the label's tokens: for training and for scoring.
 
-    Tokens after the last one that tells a label from the others are the same choice for every model that has
-    learned the format; they are kept, since an untrained model has not.
+    The end of the turn belongs to the score only where one label begins with another: then it tells them apart.
+    Elsewhere it is left out, so that no label wins or loses by how likely the model is to stop after it.
     """
     labels = prompt.task.labels
     flat_texts = [text for text in texts for _ in labels]
@@ -62,4 +62,14 @@ def candidate_sequences(
         Sequence(e.tokens, targets := tuple(range(e.answer_start, len(e.tokens))), (1.0,) * len(targets))
         for e in encoded
     ]
-    return [tuple(sequences[i : i + len(labels)]) for i in range(0, len(sequences), len(labels))]
+    rows = [tuple(sequences[i : i + len(labels)]) for i in range(0, len(sequences), len(labels))]
+    return [without_common_end(row) for row in rows]
+
+
+def without_common_end(row: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
+    """Drop the last target (the end of the turn) of each candidate, unless one label begins with another."""
+    answers = [sequence.tokens[sequence.targets[0] : sequence.targets[-1]] for sequence in row]
+    nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
+    if nested or any(len(sequence.targets) < 2 for sequence in row):
+        return row
+    return tuple(replace(s, tokens=s.tokens[:-1], targets=s.targets[:-1], weights=s.weights[:-1]) for s in row)

@@ -1,6 +1,6 @@
 """Models: found, fetched, loaded, described."""
 
 from luthier.models.load import LoadedModel, load_model
-from luthier.models.store import STARTERS, find_model, list_models, pull_model
+from luthier.models.store import STARTERS, find_model, list_models, public_name, pull_model
 
-__all__ = ["STARTERS", "LoadedModel", "find_model", "list_models", "load_model", "pull_model"]
+__all__ = ["STARTERS", "LoadedModel", "find_model", "list_models", "load_model", "public_name", "pull_model"]

@@ -26,16 +26,12 @@ class LoadedModel:
     model: nn.Module
     tokenizer: Any
     sha256: str
+    num_parameters: int  # of the model as loaded, tied ones once
 
     @property
     def family(self) -> str:
         """transformers' name of the architecture."""
         return str(self.model.config.model_type)  # type: ignore[union-attr]
-
-    @property
-    def num_parameters(self) -> int:
-        """All parameters, tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def context_tokens(self) -> int:
@@ -70,7 +66,8 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
         raise ModelError(f"model {name}: cannot be loaded from {folder} ({first_line(error)}).") from error
     model.requires_grad_(False)
     model.eval()
-    return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size)
 
 
 def describe_model(name: str) -> dict[str, Any]:

@@ -63,6 +63,11 @@ def list_models() -> list[tuple[str, str, Path | None]]:
     return rows
 
 
+def public_name(name: str) -> str:
+    """The name under which others find the model: a starter's hub id, else the name as given."""
+    return STARTERS[name].hub_id if name in STARTERS else name
+
+
 def cached(name: str) -> Path | None:
     """The cache folder of a model, if it is there."""
     folder = cache_folder() / name.replace("/", "--")

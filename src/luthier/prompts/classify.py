@@ -147,7 +147,7 @@ class ClassifyPrompt:
         spans = [
             (match.start(), match.end(), label)
             for spelling, label in spellings.items()
-            for match in re.finditer(rf"\b{re.escape(spelling)}\b", folded)
+            for match in re.finditer(rf"(?<!\S){re.escape(spelling)}(?!\S)", folded)
         ]
         named = {
             label for a, b, label in spans if not any(c <= a and b <= d and (c, d) != (a, b) for c, d, _ in spans)

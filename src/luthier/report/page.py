@@ -41,6 +41,7 @@ VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "worse": ("▼", "Worse"),
         "no_difference": ("=", "No difference shown"),
         "too_few_rows": ("?", "Too few rows"),
+        "nothing_to_compare": ("·", "Nothing to compare"),
     }
 )
 METHODS: Mapping[str, str] = MappingProxyType(

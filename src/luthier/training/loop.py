@@ -97,11 +97,12 @@ def train(
                 if history.best_step == step + 1:
                     save_best(learner, folder)
                 history.validation_seconds += time.perf_counter() - started
-            due = validated if tune.checkpoint_every == 0 else (step + 1) % tune.checkpoint_every == 0
-            if last or stop.wanted or due:
-                save_checkpoint(folder, learner, optimizer, history)
             report(history.progress())
-            if stop.wanted and not last:
+            stopping = stop.wanted and not last  # asked once: what is said to be saved is saved
+            due = validated if tune.checkpoint_every == 0 else (step + 1) % tune.checkpoint_every == 0
+            if last or stopping or due:
+                save_checkpoint(folder, learner, optimizer, history)
+            if stopping:
                 stop.leave(f"training is saved before step {step + 1} of {num_steps}")
     load_best(learner, folder)
     return history

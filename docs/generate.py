@@ -1,0 +1,202 @@
+"""Writes docs/reference/ from the recipe's models and the command tree.
+
+python docs/generate.py          writes recipe.md and commands.md
+python docs/generate.py --check  exits 1 where a page is not what would be written
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from luthier.cli.main import app
+from luthier.recipe import Recipe
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py from the code. Do not edit; run `python docs/generate.py`. -->"
+SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
+
+
+def main() -> None:
+    """Write the pages, or with --check compare them."""
+    pages = {"recipe.md": recipe_page(), "commands.md": commands_page()}
+    if "--check" not in sys.argv[1:]:
+        REFERENCE.mkdir(exist_ok=True)
+        for name, text in pages.items():
+            (REFERENCE / name).write_text(text, encoding="utf-8")
+        return
+    stale = [name for name, text in pages.items() if stored(REFERENCE / name) != text]
+    if stale:
+        names = ", ".join(f"docs/reference/{name}" for name in stale)
+        print(f"{names}: not what the code says. Run `python docs/generate.py`.", file=sys.stderr)
+        sys.exit(1)
+
+
+def stored(path: Path) -> str:
+    """A page as it stands, or nothing."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+# --- the recipe ----------------------------------------------------------------------------------------
+
+
+def recipe_page() -> str:
+    """Every key, section by section."""
+    lines = [
+        NOTE,
+        "# Recipe reference",
+        "",
+        "A recipe is one YAML file. Unknown keys are errors. Paths in it are relative to its folder. Every",
+        "key can be set on the command line: `--set tune.epochs=2`. `luthier run recipe.yaml --dry-run`",
+        "prints the recipe with all defaults. Keys without a default have to be given.",
+    ]
+    for path, part in sections(Recipe):
+        title = f"`{path}`" if path else "Top level"
+        about = " ".join((part.__doc__ or "").split())
+        lines += ["", f"## {title}", "", about, ""]
+        lines += ["| key | type | default | what it is |", "|---|---|---|---|"]
+        lines += [key_row(path, key, field) for key, field in part.model_fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def sections(part: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """A section and those inside it, with their dotted paths."""
+    yield path, part
+    for key, field in part.model_fields.items():
+        if is_section(field.annotation):
+            yield from sections(field.annotation, joined(path, key))
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a key holds further keys."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def joined(path: str, key: str) -> str:
+    """`tune` and `epochs` as `tune.epochs`."""
+    return f"{path}.{key}" if path else key
+
+
+def key_row(path: str, key: str, field: FieldInfo) -> str:
+    """The table row of one key."""
+    name = joined(path, key)
+    if is_section(field.annotation):
+        cells = [f"[`{name}`](#{name.replace('.', '')})", "section", ""]
+    else:
+        cells = [f"`{name}`", type_words(field.annotation, field.metadata), default_words(field)]
+    return row([*cells, field.description or ""])
+
+
+def type_words(annotation: Any, metadata: Any = ()) -> str:
+    """A type with what is allowed: `number, more than 0`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        inner, *extra = arguments
+        return type_words(inner, [limit for item in extra for limit in getattr(item, "metadata", [item])])
+    if origin is Literal:
+        words = " or ".join(f"`{value}`" for value in arguments)
+    elif origin in (Union, types.UnionType):
+        words = " or ".join("nothing" if one is type(None) else type_words(one) for one in arguments)
+    elif origin is list:
+        words = f"list of {type_words(arguments[0])}"
+    elif origin is dict:
+        words = f"mapping of {type_words(arguments[0])} to {type_words(arguments[1])}"
+    else:
+        words = SIMPLE[annotation]
+    return ", ".join([words, *limits(metadata, origin is list, annotation is str)])
+
+
+def limits(metadata: Any, is_list: bool, is_text: bool) -> Iterator[str]:
+    """The bounds in pydantic's metadata, in words."""
+    for item in metadata:
+        for name, words in BOUNDS.items():
+            if getattr(item, name, None) is not None:
+                yield words.format(f"{getattr(item, name):g}")
+        if (least := getattr(item, "min_length", None)) is not None:
+            yield f"at least {least} of them" if is_list else "not empty" if is_text else f"at least {least}"
+        if getattr(item, "pattern", None):
+            yield f"matching `{item.pattern}`"
+
+
+def default_words(field: FieldInfo) -> str:
+    """The default as YAML writes it."""
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, list):
+        return f"`[{', '.join(map(str, value))}]`"
+    if value is None:
+        return "nothing"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+# --- the commands --------------------------------------------------------------------------------------
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options."""
+    lines = [
+        NOTE,
+        "# Command reference",
+        "",
+        "Exit codes: 0 done; 1 something to mend, said on standard error; 2 the command line cannot be",
+        "understood; 130 stopped on request (Ctrl-C or SIGTERM). `--help` works behind every command.",
+    ]
+    for name, command in commands(typer.main.get_command(app)):
+        lines += ["", f"## {name}", "", " ".join((command.help or "").split()), "", *usage(name, command), ""]
+        lines += ["| argument or option | default | what it is |", "|---|---|---|"]
+        lines += [parameter_row(parameter) for parameter in command.params]
+    return "\n".join(lines) + "\n"
+
+
+def commands(command: Any, name: str = "luthier") -> Iterator[tuple[str, Any]]:
+    """The commands that do something, with their full names."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield name, command
+        return
+    for word, one in inner.items():
+        yield from commands(one, f"{name} {word}")
+
+
+def usage(name: str, command: Any) -> list[str]:
+    """The usage line as a code block."""
+    arguments = [shown_name(one) for one in command.params if one.param_type_name == "argument"]
+    return ["```", " ".join([name, *arguments, "[OPTIONS]"]), "```"]
+
+
+def parameter_row(parameter: Any) -> str:
+    """The table row of one argument or option."""
+    if parameter.required:
+        default = "**required**"
+    elif parameter.default is None or parameter.default is False:
+        default = ""
+    else:
+        default = f"`{parameter.default}`"
+    return row([f"`{shown_name(parameter)}`", default, parameter.help or ""])
+
+
+def shown_name(parameter: Any) -> str:
+    """`RECIPE`, `--json`, `--out OUT`."""
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name.upper())
+    option = max(parameter.opts, key=len)
+    value = parameter.metavar or option.removeprefix("--").upper()
+    return option if parameter.is_flag else f"{option} {value}"
+
+
+def row(cells: list[str]) -> str:
+    """A Markdown table row."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Wrong input through the real entry point: one message that says what to do, no traceback, an exit code."""
+
+import json
+import signal
+
+import pytest
+import yaml
+
+from luthier.cli.main import main
+from luthier.recipe import dump_recipe, load_recipe, parse_recipe
+
+ROWS = "".join(
+    f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS"))
+)
+
+
+@pytest.fixture
+def luthier(monkeypatch, capsys):
+    """Call the entry point: luthier("run", "x.yaml") -> (exit code, stdout, stderr)."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["luthier", *map(str, words)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        told = capsys.readouterr()
+        assert "Traceback" not in told.out + told.err
+        return code, told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe file whose model would be found, were it asked for."""
+    (tmp_path / "rows.txt").write_text(ROWS)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: mine\ntask:\n  labels: [SPORTS, POLITICS]\ndata:\n  train: rows.txt\narms: [majority]\n"
+    )
+    return path
+
+
+# --- recipes -------------------------------------------------------------------------------------------
+
+
+def test_missing_recipe(luthier):
+    code, out, err = luthier("run", "nowhere.yaml")
+    assert (code, out) == (1, "")
+    assert err == "Error: nowhere.yaml: 1 problem\n  - no such file. Give the path of a recipe (YAML).\n"
+
+
+def test_recipe_that_is_a_folder(luthier, tmp_path):
+    code, out, err = luthier("data", "peek", tmp_path)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {tmp_path}: 1 problem\n  - cannot be read: ")
+
+
+def test_unknown_key_and_all_other_problems_at_once(luthier, recipe):
+    recipe.write_text(recipe.read_text() + "tune:\n  epoch: 3\n  batch_size: 0\n")
+    code, out, err = luthier("run", recipe)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {recipe}: 2 problems\n")
+    assert '  - tune.epoch: unknown key. Did you mean "epochs"?\n' in err
+    assert "  - tune.batch_size: input should be greater than or equal to 1 (got 0).\n" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("tune.epochs", '--set "tune.epochs" is not of the form path.to.key=value.'),
+        ("=3", '--set "=3" is not of the form path.to.key=value.'),
+        ("name.first=x", '--set name.first: "name" is not a section.'),
+        ("tune.metod=sft", 'tune.metod: unknown key. Did you mean "method"?'),
+        ("tune.method=stf", "tune.method: 'stf' is not allowed; use 'head', 'candidates' or 'sft'."),
+        ("tune.epochs=many", "tune.epochs: input should be a valid number, unable to parse string as a"),
+        ("data.train=null", "data.train: input should be a valid string (got None)."),
+    ],
+)  # fmt: skip
+def test_bad_override(luthier, recipe, override, problem):
+    code, out, err = luthier("run", recipe, "--set", override, "--dry-run")
+    assert (code, out) == (1, "")
+    assert f": 1 problem\n  - {problem}" in err
+
+
+def test_dry_run_prints_a_recipe_that_means_the_same(luthier, recipe, tmp_path):
+    code, out, err = luthier("run", recipe, "--set", "tune.epochs=2", "--dry-run")
+    assert (code, err) == (0, "")
+    again = parse_recipe(yaml.safe_load(out))
+    assert again == load_recipe(recipe, ["tune.epochs=2"]) and again.tune.epochs == 2
+    assert again.data.train == str(tmp_path / "rows.txt")
+    assert dump_recipe(again) == out
+    code, out, err = luthier("run", recipe, "--set", "tune.epochs=2", "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    assert parse_recipe(json.loads(out)) == again
+
+
+def test_override_paths_start_here_and_recipe_paths_at_the_recipe(luthier, recipe, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    _, out, _ = luthier("run", recipe, "--set", "data.test=other.txt", "--dry-run")
+    data = yaml.safe_load(out)["data"]
+    assert (data["train"], data["test"]) == (str(tmp_path / "rows.txt"), str(here / "other.txt"))
+
+
+# --- run folders ---------------------------------------------------------------------------------------
+
+
+def test_run_folder_that_is_a_file(luthier, recipe, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    code, out, err = luthier("run", recipe, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err == f"Error: {tmp_path / 'out'}: is a file. Give another folder with --out.\n"
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_run_folder_with_foreign_files(luthier, recipe, tmp_path):
+    thesis = tmp_path / "out" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    code, out, err = luthier("run", recipe, "--out", thesis.parent)
+    assert (code, out) == (1, "")
+    told = "holds other files and is not a run folder. Give another folder with --out."
+    assert err == f"Error: {thesis.parent}: {told}\n"
+    assert [path.name for path in thesis.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_run_folder_under_a_file(luthier, recipe):
+    """Stands for every folder that cannot be made; root may write into read-only ones."""
+    out_folder = recipe / "run"
+    code, out, err = luthier("run", recipe, "--out", out_folder)
+    assert (code, out) == (1, "")
+    told = "a part of the path is a file. Give another folder with --out."
+    assert err == f"Error: {out_folder / 'recipe.yaml'}: {told}\n"
+
+
+def test_read_only_run_folder(luthier, recipe, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    try:
+        (folder / "probe").touch()
+    except PermissionError:
+        code, out, err = luthier("run", recipe, "--out", folder / "run")
+        assert (code, out) == (1, "")
+        assert err.endswith("no permission to write there. Give another folder with --out.\n")
+    else:
+        pytest.skip("this user may write into read-only folders")
+
+
+# --- predict -------------------------------------------------------------------------------------------
+
+
+def test_predict_without_texts(luthier, tmp_path):
+    code, out, err = luthier("predict", tmp_path)
+    assert (code, out) == (1, "")
+    assert err == "Error: nothing to label: give --text, or --file with one text a line.\n"
+
+
+def test_predict_from_a_missing_file(luthier, tmp_path):
+    missing = tmp_path / "texts.txt"
+    code, out, err = luthier("predict", tmp_path, "--file", missing)
+    assert (code, out) == (1, "")
+    assert err == f"Error: {missing}: no such file. Give a text file with one text a line, or use --text.\n"
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9", b"\n \n"])
+def test_predict_from_a_file_without_usable_text(luthier, tmp_path, content):
+    file = tmp_path / "texts.txt"
+    file.write_bytes(content)
+    code, out, err = luthier("predict", tmp_path, "--file", file)
+    assert (code, out) == (1, "")
+    wanted = "cannot be read as UTF-8 text" if content.strip() else "nothing to label"
+    assert wanted in err
+
+
+def test_predict_on_a_folder_without_adapter(luthier, tmp_path):
+    code, out, err = luthier("predict", tmp_path, "--text", "goal")
+    assert (code, out) == (1, "")
+    assert err == (
+        f"Error: {tmp_path}: no finished adapter here (no prompt.json). Give the folder of a run with a "
+        "tuned arm; a run that was stopped goes on with `luthier run` and the same --out.\n"
+    )
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+
+def test_unknown_model(luthier, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path))
+    code, out, err = luthier("models", "show", "smollm2-135m-instrct")
+    assert (code, out) == (1, "")
+    assert err == (
+        'Error: model "smollm2-135m-instrct" is neither a starter (smollm2-135m-instruct), nor a hub id '
+        "(owner/name), nor a folder or GGUF file that exists here. "
+        'Did you mean "smollm2-135m-instruct"?\n'
+    )
+
+
+def test_unknown_model_in_a_recipe(luthier, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
+    code, out, err = luthier("data", "peek", recipe, "--set", "model=smolm2-135m-instruct")
+    assert (code, out) == (1, "")
+    assert err.endswith('Did you mean "smollm2-135m-instruct"?\n')
+
+
+def test_model_that_is_not_cached_offline(luthier, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = luthier("models", "pull", "somebody/model")
+    assert (code, out) == (1, "")
+    assert err.startswith(
+        'Error: model "somebody/model" is not in the cache and could not be fetched from the hub: '
+        "HF_HUB_OFFLINE is set. Check the id and the network, or give a local folder or GGUF file"
+    )
+
+
+def test_models_list_as_json(luthier, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path))
+    code, out, err = luthier("models", "list", "--json")
+    assert (code, err) == (0, "")
+    (row,) = json.loads(out)
+    assert row["name"] == "smollm2-135m-instruct" and row["folder"] is None
+    other = tmp_path / "models" / "mine-0123"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    assert json.loads(luthier("models", "list", "--json")[1])[1]["folder"] == str(other)
+    _, out, _ = luthier("models", "list")
+    assert "not fetched: luthier models pull smollm2-135m-instruct" in out
+
+
+# --- usage ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "recipe.yaml", "--fast"), "No such option: --fast"),
+        (("run",), "Missing argument 'RECIPE'"),
+        (("serve",), "No such command 'serve'"),
+        (("data", "peek", "recipe.yaml", "--rows", "-1"), "-1 is not in the range x>=0"),
+    ],
+)
+def test_usage_error(luthier, words, told):
+    code, out, err = luthier(*words)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
+def test_help_names_the_commands(luthier):
+    code, out, err = luthier("--help")
+    assert (code, err) == (0, "")
+    assert all(word in out for word in ("run", "predict", "models", "data"))

@@ -1,0 +1,217 @@
+"""The whole run on a tiny model: every arm, the result, resuming, and the tutorial's mistakes made impossible."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_folder
+
+import luthier
+from luthier.errors import RunError
+from luthier.pipeline import Pipeline
+from luthier.progress import Silent
+from luthier.recipe import ALL_ARMS, parse_recipe
+from luthier.stopped import Stopped
+
+LABELS = ["SPORTS", "POLITICS", "ARTS & CULTURE"]
+WORDS = {
+    "SPORTS": ["goal", "team", "match", "won"],
+    "POLITICS": ["vote", "law", "senate", "passed"],
+    "ARTS & CULTURE": ["painter", "museum", "song", "new"],
+}
+
+
+class Heard(Silent):
+    """Remembers which stages were computed and which were there already."""
+
+    def __init__(self) -> None:
+        self.cached: dict[str, bool] = {}
+        self.said: list[str] = []
+
+    def end(self, stage: str, cached: bool, note: str = "") -> None:
+        self.cached[stage] = cached
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def write_rows(path: Path, per_label: int, seed: int) -> Path:
+    draw = np.random.default_rng(seed)
+    spellings = {"ARTS & CULTURE": ["ARTS AND CULTURE", "arts_and_culture", "Arts & Culture"]}
+    lines = []
+    for label in LABELS:
+        for i in range(per_label):
+            words = " ".join(str(draw.choice(WORDS[label])) for _ in range(4))
+            spelling = spellings.get(label, [label])[i % len(spellings.get(label, [label]))]
+            lines.append(json.dumps({"text": f"a {words} {seed}-{i}", "label": spelling}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_folder(folder / "model")
+    write_rows(folder / "train.jsonl", 20, 1)
+    write_rows(folder / "test.jsonl", 8, 2)
+    return folder
+
+
+def recipe(folder: Path, **changes):
+    values = {
+        "name": "tiny",
+        "model": str(folder / "model"),
+        "task": {"labels": LABELS, "instruction": "Classify the text ."},
+        "data": {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")},
+        "tune": {"method": "head", "epochs": 4, "batch_size": 8, "learning_rate": 0.01, "head_learning_rate": 0.02},
+        "ask": {"validation_rows": 8, "shots": [2], "neighbours": [1, 2], "generate_rows": 5},
+        "judge": {"resamples": 500},
+    }
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return parse_recipe(values)
+
+
+@pytest.fixture(scope="module")
+def finished(setting):
+    result = luthier.run(recipe(setting), setting / "run")
+    return setting, result
+
+
+def test_result_holds_every_arm_on_the_same_rows(finished):
+    folder, result = finished
+    stored = json.loads((folder / "run" / "result.json").read_text())
+    assert stored == result
+    assert set(result["arms"]) == set(ALL_ARMS)
+    for arm in result["arms"].values():
+        assert {"accuracy", "low", "high", "macro_f1", "n", "seconds_per_row"} <= arm.keys()
+        assert arm["n"] == 24 and arm["low"] <= arm["accuracy"] <= arm["high"]
+        assert sum(map(sum, arm["confusion"])) == 24
+        assert sum(arm["outcomes"].values()) == 24
+    assert {item["reference"] for item in result["comparisons"]} == set(ALL_ARMS) - {"tuned"}
+    assert {"seconds", "trained_tokens", "computed_tokens", "peak_rss_bytes"} <= result["training"].keys()
+    assert result["training"]["computed_tokens"] < result["training"]["padded_tokens"]
+    assert result["generated"]["n"] == 5 and sum(result["generated"]["outcomes"].values()) == 5
+    assert "<html" in (folder / "run" / "report.html").read_text()
+
+
+def test_tuned_learns_and_is_compared(finished):
+    _, result = finished
+    assert result["arms"]["tuned"]["accuracy"] > 0.9
+    majority = next(item for item in result["comparisons"] if item["reference"] == "majority")
+    gain = result["arms"]["tuned"]["accuracy"] - result["arms"]["majority"]["accuracy"]
+    assert majority["difference"] == pytest.approx(gain) and majority["p_holm"] < 0.01
+
+
+def test_served_as_trained(finished):
+    """Kili 1: trained on one prompt, served with another. Here the adapter answers only with its own."""
+    folder, _ = finished
+    stored = json.loads((folder / "run" / "stages" / "tuned.json").read_text())["value"]["predictions"]
+    texts = [json.loads(line)["text"] for line in (folder / "test.jsonl").read_text().splitlines()]
+    pipeline = Pipeline(recipe(folder), folder / "elsewhere", Silent())
+    ordered = [row.text for row in pipeline.prepared.test]
+    assert sorted(ordered) == sorted(texts)
+    predictor = luthier.load(folder / "run")
+    for answer, wanted in zip(predictor.predict(ordered), stored, strict=True):
+        assert answer.label == wanted["label"]
+        assert list(answer.probabilities.values()) == pytest.approx(wanted["probabilities"], abs=1e-5)
+    assert predictor.classifier.prompt.key == pipeline.prompt.key
+
+
+def test_label_spellings_are_one_label(finished):
+    """Kili 2: trained on one spelling, parsed for another. All three spellings in the file are one label."""
+    _, result = finished
+    assert result["ledger"]["reasons"] == {"train": {}, "validation": {}, "test": {}}
+    assert result["arms"]["tuned"]["per_class"]["ARTS & CULTURE"]["support"] == 8
+
+
+def test_finished_stages_are_not_done_again_and_changed_ones_are(finished):
+    folder, before = finished
+    heard = Heard()
+    again = luthier.run(recipe(folder), folder / "run", listener=heard)
+    assert all(cached for stage, cached in heard.cached.items() if stage not in ("data", "report"))
+    assert {**again, "created": ""} == {**before, "created": ""}
+    heard = Heard()
+    luthier.run(recipe(folder, arms=["majority", "zero_shot"], ask={"validation_rows": 9}), folder / "run", listener=heard)
+    assert heard.cached["zero_shot"] is False
+
+
+@pytest.mark.parametrize("method", ["candidates", "sft"])
+def test_other_methods_learn_too(setting, method):
+    """Labels under another name, so that aliases are on the way too; asked exactly as trained."""
+    task = {"labels": ["SPORTS", "POLITICS", "ARTS"], "aliases": {"ARTS & CULTURE": "ARTS"}}
+    changed = recipe(setting, arms=["majority", "tuned"], tune={"method": method, "epochs": 8}, task=task)
+    result = luthier.run(changed, setting / f"run-{method}")
+    assert result["arms"]["tuned"]["accuracy"] > 0.9
+    predictor = luthier.load(setting / f"run-{method}")
+    assert predictor.predict(["a goal team goal match"])[0].label == "SPORTS"
+
+
+def test_stop_in_training_goes_on_where_it_stopped(setting):
+    plain = luthier.run(recipe(setting, arms=["tuned"]), setting / "whole")
+
+    class StopsAtStepFour(Heard):
+        def update(self, done: int, total: int, note: str = "") -> None:
+            if note.startswith("loss") and done == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="Run the same command again"):
+        luthier.run(recipe(setting, arms=["tuned"]), setting / "stopped", listener=StopsAtStepFour())
+    resumed = luthier.run(recipe(setting, arms=["tuned"]), setting / "stopped")
+    assert resumed["training"]["curve"] == plain["training"]["curve"]
+    assert resumed["arms"]["tuned"]["accuracy"] == plain["arms"]["tuned"]["accuracy"]
+
+
+def test_kill_in_the_middle_loses_no_finished_stage(setting):
+    out = setting / "killed"
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[2]); from test_pipeline import *\n"
+        "class Dies(Heard):\n"
+        "    def begin(self, stage):\n"
+        "        if stage == 'few_shot': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "luthier.run(recipe(Path(sys.argv[1])), Path(sys.argv[1]) / 'killed', listener=Dies())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(setting), str(Path(__file__).parent)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    heard = Heard()
+    luthier.run(recipe(setting), out, listener=heard)
+    assert heard.cached["zero_shot"] and heard.cached["best_prompt"] and not heard.cached["few_shot"]
+
+
+def test_adapter_refuses_another_model(finished, tmp_path):
+    folder, _ = finished
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for file in (folder / "run" / "adapter").iterdir():
+        (adapter / file.name).write_bytes(file.read_bytes())
+    stored = json.loads((adapter / "prompt.json").read_text())
+    (adapter / "prompt.json").write_text(json.dumps({**stored, "model_sha256": "0" * 64}))
+    with pytest.raises(RunError, match="is not the one the adapter was trained on"):
+        luthier.load(adapter)
+
+
+def test_model_without_chat_template_runs_with_a_plain_layout(setting, tmp_path):
+    tiny_folder(tmp_path / "bare", template=False)
+    heard = Heard()
+    changed = recipe(setting, model=str(tmp_path / "bare"), arms=["majority", "zero_shot", "tuned"], tune={"epochs": 1})
+    luthier.run(changed, tmp_path / "run", listener=heard)
+    assert any("has no chat template: prompts use a plain layout" in text for text in heard.said)
+
+
+def test_adapter_loads_in_plain_peft(finished):
+    """The adapter is PEFT's own format: merging it into the base changes the base's logits."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = finished
+    base = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    before = base(tokens).logits
+    tuned = PeftModel.from_pretrained(base, folder / "run" / "adapter")
+    assert float((tuned(tokens).logits - before).detach().abs().max()) > 1e-3
