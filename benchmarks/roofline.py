@@ -1,8 +1,8 @@
 """How much of what this machine's matrix products reach does a training step on the token forest reach?
 
-The floating-point operations a step cannot do without are counted as a list of matrix products (README.md says
-which). The same list is then run as plain `torch.mm` and `torch.bmm` on buffers that are there already, in turn
-with real training steps; the ratio of the two speeds is the step's share of the reachable.
+The floating-point operations a step cannot do without are counted as a list of matrix products (README.md
+says which). The same list is then run as plain `torch.mm` and `torch.bmm` on buffers that are there already,
+in turn with real training steps; the ratio of the two speeds is the step's share of the reachable.
 
     python benchmarks/roofline.py
     python benchmarks/roofline.py --methods sft --profile
@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ KINDS = {
         "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
     ),
     "copies and gathers": (
-        "aten::copy_", "aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::cat", "aten::index_select",
-        "aten::repeat_interleave", "aten::gather", "aten::fill_", "aten::zero_",
+        "aten::copy_", "aten::cat", "aten::index", "aten::index_select", "aten::gather", "aten::index_put_",
+        "aten::_index_put_impl_", "aten::repeat_interleave", "aten::fill_", "aten::zero_",
     ),
     "optimizer": ("aten::_fused_adamw_", "aten::_foreach_norm", "aten::_foreach_mul_"),
 }  # fmt: skip
@@ -73,6 +73,9 @@ class Product:
         """The plain product."""
         multiply = torch.mm if self.left.ndim == 2 else torch.bmm
         multiply(self.left, self.right, out=self.out)
+
+
+AheadAndBack = tuple[list[Product], list[Product]]
 
 
 @dataclass
@@ -143,8 +146,8 @@ def linear_calls(learner: Learner, batch: Batch) -> list[Call]:
     return calls
 
 
-def linear_products(call: Call, buffers: Buffers) -> tuple[list[Product], list[Product]]:
-    """y = x W^T ahead; dx = dy W where the input wants a gradient and dW = dy^T x where the weight does, back."""
+def linear_products(call: Call, buffers: Buffers) -> AheadAndBack:
+    """Ahead y = x W^T; back dW = dy^T x where the weight wants a gradient, dx = dy W where the input does."""
     out_width, in_width = call.weight.shape
     weight = call.weight.detach()
     part = "LoRA" if "lora_" in call.name else "head" if call.name == "head" else "frozen layers"
@@ -159,8 +162,8 @@ def linear_products(call: Call, buffers: Buffers) -> tuple[list[Product], list[P
     return ahead, back
 
 
-def attention_products(lm: nn.Module, forest: Forest, buffers: Buffers) -> tuple[list[Product], list[Product]]:
-    """The parts of the plan in every layer: two products ahead, four back (the recomputed scores do not count)."""
+def attention_products(lm: nn.Module, forest: Forest, buffers: Buffers) -> AheadAndBack:
+    """The parts of the plan in every layer: two products ahead, four back; recomputed scores do not count."""
     config: Any = lm.config
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -178,7 +181,7 @@ def attention_products(lm: nn.Module, forest: Forest, buffers: Buffers) -> tuple
         scores = buffers.get("scores", count, queries, keys)
         ahead += [
             Product("attention, forward", q, k.transpose(1, 2), scores),
-            Product("attention, forward", weights, k, q_like(buffers, q)),
+            Product("attention, forward", weights, k, dq),
         ]
         back += [
             Product("attention, backward", weights.transpose(1, 2), q, dk),  # dK = dS^T Q
@@ -187,11 +190,6 @@ def attention_products(lm: nn.Module, forest: Forest, buffers: Buffers) -> tuple
             Product("attention, backward", weights.transpose(1, 2), q, dk),  # dV = P^T dO
         ]
     return ahead, back
-
-
-def q_like(buffers: Buffers, q: Tensor) -> Tensor:
-    """A buffer for the attention's output, of the queries' shape."""
-    return buffers.get("out", *q.shape)
 
 
 def block_shape(block: Block, heads: int) -> tuple[int, int, int]:
@@ -205,13 +203,14 @@ def block_shape(block: Block, heads: int) -> tuple[int, int, int]:
     return num_blocks * heads, size, max(1, round(pairs / (num_blocks * size)))
 
 
-def vocabulary_products(lm: nn.Module, forest: Forest, buffers: Buffers) -> tuple[list[Product], list[Product]]:
-    """Logits of the rows that targets read, and the rows' gradient from them: the frozen head's two products."""
+def vocabulary_products(lm: nn.Module, forest: Forest, buffers: Buffers) -> AheadAndBack:
+    """The frozen output head, for the rows that targets read: their logits, and their gradient from these."""
     weight = output_head(lm).weight_VD.detach()
     num_rows = len(np.unique(forest.row_M))
-    rows, logits = buffers.get("rows", num_rows, weight.shape[1]), buffers.get("logits", num_rows, weight.shape[0])
+    rows, drows = (buffers.get(use, num_rows, weight.shape[1]) for use in ("rows", "drows"))
+    logits = buffers.get("logits", num_rows, weight.shape[0])
     ahead = [Product("head, forward", rows, weight.t(), logits)]
-    return ahead, [Product("head, backward", logits, weight, buffers.get("drows", *rows.shape))]
+    return ahead, [Product("head, backward", logits, weight, drows)]
 
 
 # --- timing --------------------------------------------------------------------------------------------
@@ -243,13 +242,13 @@ class Bench:
         return time.perf_counter() - started
 
     @torch.no_grad()
-    def product_seconds(self) -> Counter[str]:
+    def product_seconds(self) -> dict[str, float]:
         """How long the plain products take, by part."""
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = defaultdict(float)
         for product in self.products:
             started = time.perf_counter()
             product.run()
-            seconds[product.part] += time.perf_counter() - started  # type: ignore[assignment]
+            seconds[product.part] += time.perf_counter() - started
         return seconds
 
 
@@ -258,7 +257,7 @@ def measure(bench: Bench, repeats: int) -> dict[str, Any]:
     bench.step()
     bench.product_seconds()
     steps: list[float] = []
-    passes: list[Counter[str]] = []
+    passes: list[dict[str, float]] = []
     for _ in range(repeats):
         steps.append(bench.step_seconds())
         passes.append(bench.product_seconds())
@@ -320,7 +319,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="A training step's share of what plain matrix products reach.")
+    parser = argparse.ArgumentParser(description="A training step's share of what plain products reach.")
     add = parser.add_argument
     add("--methods", nargs="+", choices=("sft", "head"), default=["sft", "head"], help="default: both")
     add("--rows", type=Path, default=workload.NEWSROOM, help=".jsonl or .csv, or .txt of text|LABEL lines")
@@ -349,19 +348,18 @@ def make_bench(name: str, arguments: argparse.Namespace) -> Bench:
 
 def table(name: str, found: dict[str, Any]) -> str:
     """One method's figures for a terminal."""
+
+    def line(what: str, seconds: float, flops: float) -> str:
+        giga = flops / 1e9
+        return f"  {what:28}{seconds * 1e3:9.1f} ms{giga:10.2f} GFLOP{giga / seconds:9.1f} GFLOP/s"
+
     lines = [
-        f"{name}: {found['computed_tokens']} distinct tokens, {found['flops_per_step'] / 1e9:.1f} GFLOP a step",
-        f"  training step   {found['step_seconds'] * 1e3:9.1f} ms {found['achieved_flops_per_second'] / 1e9:9.1f} GFLOP/s",
-        f"  plain products  {found['products_seconds'] * 1e3:9.1f} ms"
-        f" {found['reachable_flops_per_second'] / 1e9:9.1f} GFLOP/s",
-        f"  the step reaches {found['flops_ratio']:.0%} of the plain products' speed",
-        "  the products by part:",
+        f"{name}: {found['computed_tokens']} distinct tokens; "
+        f"the step reaches {found['flops_ratio']:.0%} of what its products reach alone",
+        line("training step", found["step_seconds"], found["flops_per_step"]),
+        line("plain products", found["products_seconds"], found["flops_per_step"]),
     ]
-    for part, figures in found["parts"].items():
-        speed = figures["flops"] / figures["seconds"] / 1e9
-        lines.append(
-            f"    {part:26}{figures['seconds'] * 1e3:9.1f} ms {figures['flops'] / 1e9:9.2f} GFLOP {speed:8.1f} GFLOP/s"
-        )
+    lines += [line(f"  {part}", one["seconds"], one["flops"]) for part, one in found["parts"].items()]
     return "\n".join(lines)
 
 
@@ -374,7 +372,7 @@ def profile_table(bench: Bench) -> str:
     for event in events:
         kinds[kind_of(event.key)] += event.self_cpu_time_total
     lines = [f"  profile of one step: {kinds.total() / 1e3:.1f} ms"]
-    lines += [f"    {kind:34}{time_us / 1e3:9.1f} ms" for kind, time_us in kinds.most_common()]
+    lines += [f"    {kind:30}{time_us / 1e3:9.1f} ms" for kind, time_us in kinds.most_common()]
     lines.append("  largest operators, self time:")
     lines += [
         f"    {event.key[:60]:62}{event.self_cpu_time_total / 1e3:9.1f} ms {event.count:7} calls"

@@ -9,9 +9,7 @@ import yaml
 from luthier.cli.main import main
 from luthier.recipe import dump_recipe, load_recipe, parse_recipe
 
-ROWS = "".join(
-    f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS"))
-)
+ROWS = "".join(f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS")))
 
 
 @pytest.fixture
@@ -40,9 +38,7 @@ def recipe(tmp_path):
     """A recipe file whose model would be found, were it asked for."""
     (tmp_path / "rows.txt").write_text(ROWS)
     path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "name: mine\ntask:\n  labels: [SPORTS, POLITICS]\ndata:\n  train: rows.txt\narms: [majority]\n"
-    )
+    path.write_text("name: mine\ntask:\n  labels: [SPORTS, POLITICS]\ndata:\n  train: rows.txt\narms: [majority]\n")
     return path
 
 
@@ -243,13 +239,28 @@ def test_models_list_as_json(luthier, tmp_path, monkeypatch):
         (("run", "recipe.yaml", "--fast"), "No such option: --fast"),
         (("run",), "Missing argument 'RECIPE'"),
         (("serve",), "No such command 'serve'"),
-        (("data", "peek", "recipe.yaml", "--rows", "-1"), "-1 is not in the range x>=0"),
+        (("data", "peek", "recipe.yaml", "--rows", "-1"), "greater than or equal to 0"),
     ],
 )
 def test_usage_error(luthier, words, told):
     code, out, err = luthier(*words)
     assert (code, out) == (2, "")
     assert told in err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stop_on_request(luthier, tmp_path, monkeypatch, sent):
+    """While a command waits for its input: 130, and a word on how to go on."""
+
+    class Waiting:
+        def read(self) -> str:
+            signal.raise_signal(sent)
+            return "never"
+
+    monkeypatch.setattr("sys.stdin", Waiting())
+    code, out, err = luthier("predict", tmp_path, "--file", "-")
+    assert (code, out) == (130, "")
+    assert err == "stopped: finished stages are kept. Run the same command again to go on.\n"
 
 
 def test_help_names_the_commands(luthier):

@@ -67,9 +67,7 @@ def refusal(run: Callable[..., Prepared], *arguments: object, **settings: object
 
 
 def details(prepared: Prepared, split: str) -> list[tuple[int, str, str]]:
-    return [
-        (row.source.line, row.reason, row.detail) for row in prepared.ledger.dropped if row.split == split
-    ]
+    return [(row.source.line, row.reason, row.detail) for row in prepared.ledger.dropped if row.split == split]
 
 
 def texts(rows: Sequence[Labelled]) -> list[str]:
@@ -160,9 +158,7 @@ def test_max_tokens_is_the_last_length_allowed(run: Callable[..., Prepared]) -> 
 
 def test_problems_of_the_reader_reach_the_ledger(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "train.jsonl", rows_of(20)))
-    path.write_text(
-        path.read_text() + '{"text": "broken\n{"text": 4, "label": "SPORTS"}\n{"text": "no label"}\n'
-    )
+    path.write_text(path.read_text() + '{"text": "broken\n{"text": 4, "label": "SPORTS"}\n{"text": "no label"}\n')
     prepared = prepare(TASK, Data(train=str(path)), 0, count_words)
     assert prepared.ledger.reasons("train") == {"broken_json": 1, "wrong_type": 1, "missing_field": 1}
 
@@ -198,10 +194,7 @@ def test_training_rows_that_stand_in_the_test_are_removed(run: Callable[..., Pre
         (21, "leaks_into_test", "the same text as test row test.jsonl line 1."),
         (22, "leaks_into_test", f"the same text as test row test.jsonl line 2 {other}."),
     ]
-    note = (
-        "train.jsonl: 2 training rows stand in the test file too, removed from training; "
-        "first: train.jsonl line 21."
-    )
+    note = "train.jsonl: 2 training rows stand in the test file too, removed from training; first: train.jsonl line 21."
     assert prepared.ledger.notes[0] == note
 
 
@@ -254,9 +247,7 @@ def test_too_many_rows_dropped(run: Callable[..., Prepared]) -> None:
 
 def test_too_many_rows_dropped_from_the_test_and_by_leaking(run: Callable[..., Prepared]) -> None:
     rows = rows_of(20)
-    assert "test.jsonl: 3 of 5 rows (60%)" in refusal(
-        run, rows, [("", "SPORTS")] * 3 + rows_of(2, word="test")
-    )
+    assert "test.jsonl: 3 of 5 rows (60%)" in refusal(run, rows, [("", "SPORTS")] * 3 + rows_of(2, word="test"))
     assert "  - leaks_into_test: 20; first: train.jsonl line 1: " in refusal(run, rows, rows)
 
 
@@ -295,9 +286,7 @@ def test_no_row_for_validation_or_test(run: Callable[..., Prepared]) -> None:
     assert refusal(run, rows_of(2), rows_of(4, word="test")).endswith(
         "train.jsonl: one row a label leaves none for validation. Add rows."
     )
-    advice = (
-        "no row is left for the test. Add rows (where data.test is not set: three of some label at least)."
-    )
+    advice = "no row is left for the test. Add rows (where data.test is not set: three of some label at least)."
     assert refusal(run, rows_of(4)).endswith("train.jsonl: " + advice)
     only_bad = [("", "SPORTS")] * 3
     assert refusal(run, rows_of(8), only_bad, max_dropped_share=1.0).endswith("test.jsonl: " + advice)
@@ -307,9 +296,7 @@ def test_no_row_for_validation_or_test(run: Callable[..., Prepared]) -> None:
 
 
 def test_the_notes_say_what_was_set_aside(run: Callable[..., Prepared]) -> None:
-    assert run(rows_of(200)).ledger.notes == [
-        "Set aside from train.jsonl: 20 for validation, 40 for the test."
-    ]
+    assert run(rows_of(200)).ledger.notes == ["Set aside from train.jsonl: 20 for validation, 40 for the test."]
     with_test = run(rows_of(100), rows_of(30, word="test"))
     assert with_test.ledger.notes == ["Set aside from train.jsonl: 12 for validation."]
 
@@ -317,8 +304,7 @@ def test_the_notes_say_what_was_set_aside(run: Callable[..., Prepared]) -> None:
 def test_few_test_rows_are_told_with_the_interval_they_give(run: Callable[..., Prepared]) -> None:
     prepared = run(rows_of(100), rows_of(20, word="test"))
     assert prepared.ledger.notes[-1] == (
-        "Only 20 test rows: with half of the answers right, the 95 % interval would run from 30% to 70%. "
-        "Add test rows."
+        "Only 20 test rows: with half of the answers right, the 95 % interval would run from 30% to 70%. Add test rows."
     )
 
 
@@ -340,16 +326,12 @@ def test_labels_missing_in_a_part_are_told(run: Callable[..., Prepared]) -> None
 
 def test_recoded_lines_are_told(tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
-    lines = [
-        f"caf\u00e9 {index}|{'SPORTS' if index % 2 else 'media & entertainment'}\n" for index in range(20)
-    ]
+    lines = [f"caf\u00e9 {index}|{'SPORTS' if index % 2 else 'media & entertainment'}\n" for index in range(20)]
     path.write_bytes(
         "".join(lines[:11]).encode() + "".join(lines[11:14]).encode("cp1252") + "".join(lines[14:]).encode()
     )
     prepared = prepare(TASK, Data(train=str(path)), 0, count_words)
-    assert (
-        prepared.ledger.notes[0] == "train.txt: mixed encodings: 3 lines were Windows-1252, first at line 12."
-    )
+    assert prepared.ledger.notes[0] == "train.txt: mixed encodings: 3 lines were Windows-1252, first at line 12."
     assert not prepared.ledger.dropped
 
 
@@ -374,10 +356,7 @@ def test_how_many_rows_are_held_out(num_rows: int, share: float, num_left: int, 
 
 
 def labelled(num_rows: int, label: str) -> list[Labelled]:
-    return [
-        Labelled(f"{label} {n}", label, Source("f", n), row_key(f"{label} {n}", label))
-        for n in range(num_rows)
-    ]
+    return [Labelled(f"{label} {n}", label, Source("f", n), row_key(f"{label} {n}", label)) for n in range(num_rows)]
 
 
 def test_the_split_is_stratified_and_small_labels_keep_a_training_and_a_validation_row() -> None:
@@ -425,9 +404,7 @@ def test_the_test_rows_are_one_frozen_tuple(run: Callable[..., Prepared]) -> Non
         prepared.test[0].label = "SPORTS"  # type: ignore[misc]
 
 
-def test_the_data_hash_follows_text_label_and_order_only(
-    run: Callable[..., Prepared], tmp_path: Path
-) -> None:
+def test_the_data_hash_follows_text_label_and_order_only(run: Callable[..., Prepared], tmp_path: Path) -> None:
     rows = rows_of(60)
     prepared = run(rows)
     first = data_hash(prepared)
@@ -441,9 +418,9 @@ def test_the_data_hash_follows_text_label_and_order_only(
 
 # --- all together --------------------------------------------------------------------------------------
 
-some_text = st.sampled_from(
-    ["", " ", "a cup", "A cup!", "a film", "a  FILM", "the news", "x " * 20, "👍"]
-) | st.text(max_size=6)
+some_text = st.sampled_from(["", " ", "a cup", "A cup!", "a film", "a  FILM", "the news", "x " * 20, "👍"]) | st.text(
+    max_size=6
+)
 some_label = st.sampled_from(
     ["SPORTS", "sports", "Media & Entertainment", "MEDIA AND ENTERTAINMENT", "SPORT", "", "football"]
 )
@@ -480,11 +457,7 @@ def test_the_ledger_adds_up_and_no_text_stands_in_two_parts(
     assert ledger.kept == {name: len(rows) for name, rows in parts.items()}
     folded = [fold_text(row.text) for rows in parts.values() for row in rows]
     assert len(set(folded)) == len(folded)
-    assert (
-        {row.label for row in prepared.train}
-        == set(TASK.labels)
-        == {row.label for row in prepared.validation}
-    )
+    assert {row.label for row in prepared.train} == set(TASK.labels) == {row.label for row in prepared.validation}
     assert all(len(row.text.split()) <= 12 and row.text for rows in parts.values() for row in rows)
     places = [(row.source.file, row.source.line) for rows in parts.values() for row in rows]
     places += [(row.source.file, row.source.line) for row in ledger.dropped]

@@ -68,9 +68,7 @@ def test_lines_do_not_ask_for_the_columns_of_other_formats(tmp_path: Path) -> No
 
 
 def test_csv_reads_quotes_and_numbers_rows_by_their_first_line(tmp_path: Path) -> None:
-    content = (
-        'label, text ,date\r\nA,"first, ""quoted""\r\n\r\nthird line",1\r\nB,plain,2\r\n\r\n, ,\r\nC,last,3, '
-    )
+    content = 'label, text ,date\r\nA,"first, ""quoted""\r\n\r\nthird line",1\r\nB,plain,2\r\n\r\n, ,\r\nC,last,3, '
     path = write(tmp_path, "a.csv", content)
     assert pairs(path) == [(2, 'first, "quoted"\n\nthird line', "A"), (5, "plain", "B"), (8, "last", "C")]
 
@@ -100,9 +98,9 @@ def test_columns_are_those_asked_for(tmp_path: Path) -> None:
     assert pairs(path, columns=Columns("headline", "category")) == [(2, "one", "A")]
 
 
-cells = st.text(
-    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('\n,"|\t'), min_size=1
-).filter(str.strip)
+cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('\n,"|\t'), min_size=1).filter(
+    str.strip
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,9 +168,7 @@ def test_a_quote_that_is_never_closed_costs_one_row(tmp_path: Path) -> None:
     assert sum(row.problem is None for row in read_rows(path)) == 20
     # the same where the quote would swallow more than the csv module takes, and where another one follows
     long_rows = f"{'x' * 1000},A\n" * 200
-    assert problems(write(tmp_path, "b.csv", 'text,label\n"open,A\n' + long_rows)) == [
-        (2, "broken_csv", detail)
-    ]
+    assert problems(write(tmp_path, "b.csv", 'text,label\n"open,A\n' + long_rows)) == [(2, "broken_csv", detail)]
     [(line, reason, text)] = problems(write(tmp_path, "c.csv", 'text,label\n"open,A\n"closed",B\nc,C\n'))
     assert (line, reason) == (2, "broken_csv")
     assert "',' expected after '\"'" in text
@@ -286,9 +282,7 @@ def test_utf8_is_never_recoded(text: str) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    content=st.binary(min_size=1, max_size=200), name=st.sampled_from(["a.jsonl", "a.csv", "a.tsv", "a.txt"])
-)
+@given(content=st.binary(min_size=1, max_size=200), name=st.sampled_from(["a.jsonl", "a.csv", "a.tsv", "a.txt"]))
 def test_any_bytes_give_rows_or_an_error_that_names_the_file(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
 ) -> None:
@@ -328,9 +322,7 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_a_pipe(tmp_path: Path) -> None:
     path = tmp_path / "pipe.txt"
     os.mkfifo(path)
-    assert refusal(path) == (
-        f"{path}: is not a regular file (a pipe or a device). Write the rows to a file first."
-    )
+    assert refusal(path) == (f"{path}: is not a regular file (a pipe or a device). Write the rows to a file first.")
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -373,13 +365,9 @@ def test_whole_file_refusals(tmp_path: Path, name: str, content: bytes, text: st
 
 def test_a_binary_file_and_a_broken_header_name_the_line(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", b"one|A\nPK\0\3")
-    assert refusal(path) == (
-        f"{path} line 2: not a text file (it holds a zero byte). Export it as UTF-8 text."
-    )
+    assert refusal(path) == (f"{path} line 2: not a text file (it holds a zero byte). Export it as UTF-8 text.")
     path = write(tmp_path, "a.csv", '\n"text,label\none,A\n')
-    assert refusal(path).startswith(
-        f"{path} line 2: the header cannot be read: not valid CSV: a quote is opened"
-    )
+    assert refusal(path).startswith(f"{path} line 2: the header cannot be read: not valid CSV: a quote is opened")
 
 
 @pytest.mark.parametrize(

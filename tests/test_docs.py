@@ -161,7 +161,7 @@ def block_lines(text: str) -> list[str]:
 
 def parse(line: str) -> list[str]:
     """Have the command tree read a line without running it; returns the command's words."""
-    words = [word for word in shlex.split(line, comments=True) if not word.startswith(">")][1:]
+    words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
     command, taken = typer.main.get_command(app), []
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, f'{line}: no command "{words[0]}"'
@@ -224,7 +224,7 @@ def test_parse_refuses_what_the_command_line_refuses():
         "luthier run recipe.yaml --fast",
         "luthier data peek recipe.yaml --rows many",
     ):
-        with pytest.raises(Exception, match=r"Missing argument|No such option|not a valid integer"):
+        with pytest.raises(Exception, match=r"Missing parameter|No such option|be a valid integer"):
             parse(line)
 
 

@@ -96,9 +96,7 @@ def test_a_frozen_head_gets_none_and_rows_get_the_same():
     rows, weight, bias = inputs(True)
     rows.requires_grad_()
     (frozen,) = gradients(target_logprobs(rows, weight, bias, READER, TOKEN), [rows])
-    (trained, *_) = gradients(
-        target_logprobs(rows, weight.requires_grad_(), bias, READER, TOKEN), [rows, weight]
-    )
+    (trained, *_) = gradients(target_logprobs(rows, weight.requires_grad_(), bias, READER, TOKEN), [rows, weight])
     assert torch.equal(frozen, trained)
 
 

@@ -28,7 +28,7 @@ KNOWS_NOTHING_OF = {
     "models": {"methods", "training", "evaluation", "prompts", "corpus"},
     "prompts": {"models", "methods", "training", "evaluation", "forest", "corpus"},
     "corpus": {"models", "methods", "training", "evaluation", "forest", "prompts"},
-    "adapters": {"methods", "training", "files", "models"},
+    "adapters": {"methods", "training", "models", "prompts"},
     "methods": {"training", "evaluation", "models", "adapters", "files"},
     "training": {"evaluation", "pipeline", "cli", "report", "corpus"},
     "generation": {"methods", "training", "evaluation"},

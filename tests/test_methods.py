@@ -5,11 +5,11 @@ from typing import get_args
 
 import pytest
 import torch
-from families import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from families import tiny_model
 from luthier.forest.forward import hidden_states, logprobs, set_backend
 from luthier.forest.tree import build_forest
 from luthier.methods import Candidates, HeadMethod, Sft, make_method
@@ -51,7 +51,10 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def batch_of(weights: list[list[list[float]]], gold: list[int]) -> Batch:
     """weights[row][role] = the weights of that sequence's targets, which are all its tokens but the first."""
     examples = [
-        Example(tuple(Sequence(tuple(range(len(w) + 1)), tuple(range(1, len(w) + 1)), tuple(w)) for w in row), label)
+        Example(
+            tuple(Sequence(tuple(range(len(w) + 1)), tuple(range(1, len(w) + 1)), tuple(w)) for w in row),
+            label,
+        )
         for row, label in zip(weights, gold, strict=True)
     ]
     return make_batch(examples)

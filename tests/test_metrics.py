@@ -79,9 +79,7 @@ def test_all_right_all_wrong_and_no_answer_at_all() -> None:
 def test_scores_equal_scikit_learn(seed: int) -> None:
     gold, predicted, _ = random_rows(seed)
     labels = list(range(5))
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        gold, predicted, labels=labels, zero_division=0
-    )
+    precision, recall, f1, support = sk.precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     ours = per_class(gold, predicted, 5)
     assert [score.precision for score in ours] == pytest.approx(precision)
     assert [score.recall for score in ours] == pytest.approx(recall)
@@ -200,9 +198,7 @@ def test_brier_and_log_loss_at_their_ends() -> None:
 def test_brier_and_log_loss_equal_scikit_learn(seed: int) -> None:
     gold, _, probabilities = random_rows(seed)
     labels = list(range(5))
-    assert brier_score(probabilities, gold) == pytest.approx(
-        sk.brier_score_loss(gold, probabilities, labels=labels)
-    )
+    assert brier_score(probabilities, gold) == pytest.approx(sk.brier_score_loss(gold, probabilities, labels=labels))
     assert log_loss(probabilities, gold) == pytest.approx(sk.log_loss(gold, probabilities, labels=labels))
 
 
@@ -242,10 +238,7 @@ def test_temperature_is_the_minimum_of_the_log_loss() -> None:
     log_probs = np.log(probabilities)
     gold = np.argmax(log_probs / 2 + np.random.default_rng(0).gumbel(size=log_probs.shape), axis=1)
     best = fit_temperature(log_probs, gold)
-    losses = {
-        t: log_loss(np.exp(apply_temperature(log_probs, t)), gold)
-        for t in (best, best * 0.9, best * 1.1, 1.0)
-    }
+    losses = {t: log_loss(np.exp(apply_temperature(log_probs, t)), gold) for t in (best, best * 0.9, best * 1.1, 1.0)}
     assert min(losses, key=losses.__getitem__) == best
 
 

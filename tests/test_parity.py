@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from families import CONFIGS, plain_logprobs, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from families import CONFIGS, plain_logprobs, tiny_model
 from luthier.errors import ModelError
 from luthier.forest import plan as plans
 from luthier.forest.forward import PROVEN_FAMILIES, choose_backend, hidden_states, logprobs, set_backend
@@ -68,7 +68,10 @@ def test_forest_equals_plain_model(family, block_tokens, monkeypatch):
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_padded_path_equals_plain_model(family):
-    model, sequences = tiny_model(family, torch.float32), shared_rows()  # transformers' masks are not for float64
+    model, sequences = (
+        tiny_model(family, torch.float32),
+        shared_rows(),
+    )  # transformers' masks are not for float64
     wanted = plain_logprobs(model, sequences)
     found = forest_logprobs(model, sequences, "padded")
     assert float((found - wanted).detach().abs().max()) < 5e-5
@@ -77,7 +80,11 @@ def test_padded_path_equals_plain_model(family):
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_forest_equals_plain_model_with_lora(family):
     config = LoraConfig(
-        r=3, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=family == "gpt2"
+        r=3,
+        lora_alpha=6,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        fan_in_fan_out=family == "gpt2",
     )
     torch.manual_seed(1)
     model = get_peft_model(tiny_model(family), config).base_model.model

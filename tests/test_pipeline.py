@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_folder
 
 import luthier
 from luthier.errors import RunError
@@ -17,6 +16,7 @@ from luthier.pipeline import Pipeline
 from luthier.progress import Silent
 from luthier.recipe import ALL_ARMS, parse_recipe
 from luthier.stopped import Stopped
+from tiny import tiny_folder
 
 LABELS = ["SPORTS", "POLITICS", "ARTS & CULTURE"]
 WORDS = {
@@ -68,7 +68,13 @@ def recipe(folder: Path, **changes):
         "model": str(folder / "model"),
         "task": {"labels": LABELS, "instruction": "Classify the text ."},
         "data": {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")},
-        "tune": {"method": "head", "epochs": 4, "batch_size": 8, "learning_rate": 0.01, "head_learning_rate": 0.02},
+        "tune": {
+            "method": "head",
+            "epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 0.01,
+            "head_learning_rate": 0.02,
+        },
         "ask": {"validation_rows": 8, "shots": [2], "neighbours": [1, 2], "generate_rows": 5},
         "judge": {"resamples": 500},
     }
@@ -137,7 +143,11 @@ def test_finished_stages_are_not_done_again_and_changed_ones_are(finished):
     assert all(cached for stage, cached in heard.cached.items() if stage not in ("data", "report"))
     assert {**again, "created": ""} == {**before, "created": ""}
     heard = Heard()
-    luthier.run(recipe(folder, arms=["majority", "zero_shot"], ask={"validation_rows": 9}), folder / "run", listener=heard)
+    luthier.run(
+        recipe(folder, arms=["majority", "zero_shot"], ask={"validation_rows": 9}),
+        folder / "run",
+        listener=heard,
+    )
     assert heard.cached["zero_shot"] is False
 
 

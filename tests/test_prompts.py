@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CHATML, SPECIALS, WORDS, tiny_tokenizer
 
 from luthier.errors import ModelError
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.prompts.classify import worded
 from luthier.recipe import Task, fold_label
 from luthier.records import Outcome
+from tiny import CHATML, SPECIALS, WORDS, tiny_tokenizer
 
 TASK = Task(labels=["SPORTS", "POLITICS", "ARTS_AND_CULTURE"], instruction="Classify the text.")
 FIRST_ANSWERED = (
@@ -33,7 +33,21 @@ def ids(*pieces: str) -> tuple[int, ...]:
 
 QUESTION = (
     *("<|im_start|>", "user", "\n", "Classify", " the", " text", ".", "\n"),
-    *("Category", " is", " one", " of", ":", " Sports", ",", " Politics", ",", " Arts", " And", " Culture", "."),
+    *(
+        "Category",
+        " is",
+        " one",
+        " of",
+        ":",
+        " Sports",
+        ",",
+        " Politics",
+        ",",
+        " Arts",
+        " And",
+        " Culture",
+        ".",
+    ),
     *("\n", "\n", "Text", ":", " a", " new", " match", "\n", "Category", ":", "<|im_end|>", "\n"),
 )
 
@@ -147,7 +161,11 @@ def test_a_template_whose_end_melts_into_the_answer_is_refused():
 
 @pytest.mark.parametrize(
     "attack",
-    ["{{ ''.__class__.__mro__ }}", "{{ messages.__class__.__base__.__subclasses__() }}", "{{ cycler.__init__.__globals__ }}"],
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ],
 )
 def test_a_template_cannot_reach_python(attack):
     with pytest.raises(ModelError, match=r"the model's chat template failed on this conversation: .*unsafe"):

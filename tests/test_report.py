@@ -341,9 +341,7 @@ def test_the_page_loads_nothing(result: dict[str, Any]) -> None:
     html = page.render_page(result)
     reader = Reader(html)
     assert not {"script", "link", "img", "iframe", "object", "embed"} & {tag for tag, _ in reader.tags}
-    targets = [
-        attrs[key] for _, attrs in reader.tags for key in ("src", "href", "srcset", "action") if key in attrs
-    ]
+    targets = [attrs[key] for _, attrs in reader.tags for key in ("src", "href", "srcset", "action") if key in attrs]
     assert targets
     assert all(target and target.startswith("#") for target in targets)
     assert not re.search(r"url\(|@import|https?://", html)
@@ -444,10 +442,7 @@ def test_tables_have_captions_and_charts_have_words(result: dict[str, Any]) -> N
 
 def test_without_a_tuned_arm_the_best_arm_is_shown(result: dict[str, Any]) -> None:
     text = Reader(page.render_page(without_tuned(result))).text
-    assert (
-        "This run has no fine-tuned arm; comparisons are with its best arm, TF-IDF + logistic regression."
-        in text
-    )
+    assert "This run has no fine-tuned arm; comparisons are with its best arm, TF-IDF + logistic regression." in text
     assert "No comparisons were made in this run." in text
     assert "No difference shown" in text
     assert "luthier predict" not in text
@@ -526,9 +521,7 @@ def test_a_comparison_is_turned_towards_the_focus() -> None:
         (-0.001, 0.05, 0.04, "Borderline"),
     ],
 )
-def test_plain_words_follow_interval_and_corrected_test(
-    low: float, high: float, p_holm: float, start: str
-) -> None:
+def test_plain_words_follow_interval_and_corrected_test(low: float, high: float, p_holm: float, start: str) -> None:
     row = {"subject": "tuned", "low": low, "high": high, "p": p_holm, "p_holm": p_holm}
     assert page.plain_words(row, 0.05).startswith(start)
 
@@ -576,9 +569,7 @@ def test_a_dot_stands_where_its_accuracy_says() -> None:
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
-    svg = charts.bar_chart(
-        [charts.Bar("ours", 25, "25", marked=True), charts.Bar("padded", 100, "100")], 340, ""
-    )
+    svg = charts.bar_chart([charts.Bar("ours", 25, "25", marked=True), charts.Bar("padded", 100, "100")], 340, "")
     ours, padded = positions(svg, "rect", "bar marked", "width"), positions(svg, "rect", "bar plain", "width")
     assert padded[0] == pytest.approx(4 * ours[0], abs=0.05)
 
@@ -643,9 +634,7 @@ def test_text_colours_have_contrast_of_at_least_4_5(theme: str) -> None:
     css = page.Path(page.__file__).with_suffix(".css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", light if theme == "light" else dark))
-    pairs = [
-        (text, ground) for text in ("ink", "muted", "accent", "wrong") for ground in ("paper", "accent-soft")
-    ]
+    pairs = [(text, ground) for text in ("ink", "muted", "accent", "wrong") for ground in ("paper", "accent-soft")]
     pairs += [("ink", ground) for ground in ("tint", "cell-right", "cell-wrong", "mark")]
     pairs += [("on-badge", code) for code in ("better", "worse", "open", "few")]
     for text, ground in pairs:

@@ -92,9 +92,7 @@ def test_mcnemar_equals_statsmodels(only_a: int, only_b: int) -> None:
 # --- bootstrap
 
 
-@pytest.mark.parametrize(
-    "counts", [(60, 25, 10, 5), (3, 1, 1, 0), (0, 4, 1, 0), (700, 6, 0, 94), (500, 80, 120, 100)]
-)
+@pytest.mark.parametrize("counts", [(60, 25, 10, 5), (3, 1, 1, 0), (0, 4, 1, 0), (700, 6, 0, 94), (500, 80, 120, 100)])
 def test_paired_bootstrap_agrees_with_scipy(counts: tuple[int, int, int, int]) -> None:
     a, b = paired_rows(*counts)
     ours = paired_bootstrap_difference(a, b, resamples=20_000, seed=0, confidence=0.95)

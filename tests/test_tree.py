@@ -76,7 +76,9 @@ def test_a_token_sees_itself_and_its_ancestors_only(many):
 @given(many=sequences())
 def test_a_target_is_read_from_the_token_before_it(many):
     forest = build_forest(many)
-    wanted = [(s, t, w) for s, sequence in enumerate(many) for t, w in zip(sequence.targets, sequence.weights, strict=True)]
+    wanted = [
+        (s, t, w) for s, sequence in enumerate(many) for t, w in zip(sequence.targets, sequence.weights, strict=True)
+    ]
     assert len(forest.row_M) == len(wanted)
     for m, (s, target, weight) in enumerate(wanted):
         assert forest.sequence_M[m] == s and forest.weight_M[m] == weight
@@ -91,7 +93,9 @@ def test_nodes_are_a_preorder_tree(many):
     for i, node in enumerate(forest.nodes):
         assert node.start == covered and node.start < node.end <= node.subtree_end <= forest.num_tokens
         covered = node.end
-        assert list(forest.positions_N[node.start : node.end]) == list(range(node.depth, node.depth + node.end - node.start))
+        assert list(forest.positions_N[node.start : node.end]) == list(
+            range(node.depth, node.depth + node.end - node.start)
+        )
         assert -1 <= node.parent < i and (node.depth == 0) == (node.parent == -1)
         if node.parent >= 0:
             parent = forest.nodes[node.parent]
@@ -106,7 +110,7 @@ def test_the_order_of_the_sequences_changes_no_row(many, seed):
     seed.shuffle(order)
     forest, shuffled = build_forest(many), build_forest([many[i] for i in order])
     assert np.array_equal(forest.tokens_N, shuffled.tokens_N)
-    assert [node for node in forest.nodes] == [node for node in shuffled.nodes]
+    assert list(forest.nodes) == list(shuffled.nodes)
     assert [int(forest.last_row_S[i]) for i in order] == shuffled.last_row_S.tolist()
 
 

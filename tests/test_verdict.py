@@ -24,9 +24,7 @@ def paired_rows(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.n
     return np.array(a), np.array(b)
 
 
-def decide(
-    correct: Mapping[str, np.ndarray], minimum_gain: float = 0.02, confidence: float = 0.95
-) -> Verdict:
+def decide(correct: Mapping[str, np.ndarray], minimum_gain: float = 0.02, confidence: float = 0.95) -> Verdict:
     comparisons = compare_arms(correct, confidence, resamples=1000, seed=0)
     return verdict(correct, comparisons, confidence, minimum_gain)
 
@@ -119,9 +117,7 @@ def test_better_by_less_than_what_was_called_worth_having() -> None:
     # 700 : 560 of 10,000: +1.4 points, p < 0.001
     found = decide_pair(7000, 700, 560, 1740)
     assert found.code == VerdictCode.NO_DIFFERENCE
-    opening = (
-        "Fine-tuning is better, but by less than the gain you called worth having (2 points): on 10,000 "
-    )
+    opening = "Fine-tuning is better, but by less than the gain you called worth having (2 points): on 10,000 "
     assert found.sentence.startswith(opening)
     assert "difference +1.4 points" in found.sentence
     assert decide_pair(7000, 700, 560, 1740, minimum_gain=0.01).code == VerdictCode.BETTER

@@ -18,7 +18,9 @@ from luthier.records import Labelled, Ledger
 READS_HERE = "[the head answers here]"
 
 
-def peek(recipe: Recipe, prompt: ClassifyPrompt, prepared: Prepared, num_rows: int, context_tokens: int) -> dict[str, Any]:
+def peek(
+    recipe: Recipe, prompt: ClassifyPrompt, prepared: Prepared, num_rows: int, context_tokens: int
+) -> dict[str, Any]:
     """Ledger, label counts, token lengths and some rows in trained and untrained parts, as JSON values.
 
     Raises DataError where nothing, or not the end of the turn, would be trained (`check_trainable`).
@@ -41,7 +43,7 @@ def peek(recipe: Recipe, prompt: ClassifyPrompt, prepared: Prepared, num_rows: i
 def ledger_values(ledger: Ledger, num_examples: int = 12) -> dict[str, Any]:
     """A ledger as JSON values: counts by split and reason, notes, some dropped rows of each reason."""
     seen: Counter[str] = Counter()
-    examples = []
+    examples: list[dict[str, Any]] = []
     for row in ledger.dropped:
         seen[row.reason] += 1
         if seen[row.reason] <= 3 and len(examples) < num_examples:
@@ -76,8 +78,8 @@ def check_trainable(
     longest = max(zip(map(len, prompt.encode(texts)), rows, strict=True), key=lambda item: item[0])
     if longest[0] > context_tokens:
         raise DataError(
-            f"{longest[1].source}: its prompt has {longest[0]} tokens, the model reads {context_tokens}. Nothing is cut "
-            "in silence: lower data.max_tokens, so that such rows are dropped and counted."
+            f"{longest[1].source}: its prompt has {longest[0]} tokens, the model reads {context_tokens}. Nothing is "
+            "cut in silence: lower data.max_tokens, so that such rows are dropped and counted."
         )
     if tune.method == "head":
         return

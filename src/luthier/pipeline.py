@@ -12,7 +12,17 @@ from typing import Any
 from luthier.adapters import name_base_model
 from luthier.corpus.prepare import Prepared, data_hash, prepare
 from luthier.errors import DataError
-from luthier.evaluation.arms import VARIANTS, Arm, ArmResult, Classifier, Majority, PromptArm, Rows, Tfidf, Tuned
+from luthier.evaluation.arms import (
+    VARIANTS,
+    Arm,
+    ArmResult,
+    Classifier,
+    Majority,
+    PromptArm,
+    Rows,
+    Tfidf,
+    Tuned,
+)
 from luthier.files import new_folder, write_json
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.methods import make_method
@@ -27,7 +37,7 @@ from luthier.result import build_result
 from luthier.run_folder import RunFolder
 from luthier.runtime import peak_memory_bytes, reset_peak_memory, set_up_torch
 from luthier.training.checkpoint import Progress
-from luthier.training.learner import Learner, load_learner, new_learner
+from luthier.training.learner import Learner, calibrate_head, load_learner, new_learner
 from luthier.training.loop import train
 
 
@@ -128,7 +138,7 @@ class Pipeline:
         self.listener.end("data", False, ", ".join(f"{count} {split}" for split, count in kept.items()))
         for note in self.prepared.ledger.notes:
             self.listener.say(note)
-        arms = {name: self.run_arm(name) for name in asked}
+        arms: dict[str, Any] = {name: self.run_arm(name) for name in asked}
         generated = self.run_generated() if recipe.ask.generate_rows else None
         training = None
         if "tuned" in recipe.arms:
@@ -187,6 +197,7 @@ class Pipeline:
         self.forget_other_training()
         set_backend(self.model.model, self.backend)
         learner = new_learner(self.model, recipe.tune, self.prompt, recipe.seed, recipe.attention)
+        calibrate_head(learner, training, recipe.ask.batch_tokens)
 
         def report(progress: Progress) -> None:
             accuracy = "" if progress.accuracy is None else f", validation {progress.accuracy:.1%}"
@@ -286,7 +297,15 @@ class Pipeline:
 
         self.listener.begin("report")
         result = build_result(
-            self.recipe, self.model, self.backend, self.prompt, self.prepared, arms, training, generated, self.out
+            self.recipe,
+            self.model,
+            self.backend,
+            self.prompt,
+            self.prepared,
+            arms,
+            training,
+            generated,
+            self.out,
         )
         result["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(self.folder.path / "result.json", result)

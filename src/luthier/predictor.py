@@ -51,7 +51,9 @@ class Predictor:
         return answers
 
 
-def describe_prompt(prompt: ClassifyPrompt, model: str, model_sha256: str, method: str, temperature: float) -> dict[str, Any]:
+def describe_prompt(
+    prompt: ClassifyPrompt, model: str, model_sha256: str, method: str, temperature: float
+) -> dict[str, Any]:
     """What is stored beside an adapter so that it can only be asked as it was trained."""
     return {
         "format": 1,
@@ -98,6 +100,8 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     task = Task.model_validate(stored["task"])
     prompt = ClassifyPrompt(task, Layout(model.tokenizer), stored["instruction"], (), stored["lists_labels"])
     if prompt.key != stored["prompt_key"]:
-        raise RunError(f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again.")
+        raise RunError(
+            f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again."
+        )
     learner = load_learner(model, folder, attention)
     return Predictor(Classifier(learner, prompt, temperature=stored["temperature"]), tuple(task.labels))

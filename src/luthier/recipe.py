@@ -54,8 +54,7 @@ class Task(Part):
     answer_name: str = Field("Category", min_length=1, description="What the answer is called in the prompt.")
     wordings: list[str] = Field(
         default_factory=list,
-        description="Further instructions that the `best_prompt` arm tries beside `instruction` and the "
-        "built-in ones.",
+        description="Further instructions that the `best_prompt` arm tries beside `instruction` and the built-in ones.",
     )
     abstention: str = Field(
         "UNABLE_TO_CLASSIFY",
@@ -90,9 +89,7 @@ class Adapter(Part):
 
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update counts alpha / rank.")
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="Dropout before the update. A shared prefix shares its mask."
-    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update. A shared prefix shares its mask.")
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Module names that get an adapter, or all linear layers but the head."
     )
@@ -106,7 +103,7 @@ class Tune(Part):
         description="`head`: a classification head on the last hidden state, started from the label tokens; "
         "`candidates`: cross-entropy over the labels' log-probabilities; `sft`: next-token loss on the label.",
     )
-    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="Passes over the training rows.", strict=False)
+    epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.", strict=False)
     batch_size: int = Field(16, ge=1, description="Rows of one optimizer step.")
     micro_batch_tokens: int = Field(
         4096, ge=16, description="Most distinct tokens of one forward pass; more are split, exactly."
@@ -117,7 +114,9 @@ class Tune(Part):
     head_learning_rate: Annotated[float, Field(gt=0)] = Field(
         2e-3, description="Peak learning rate of the head (method `head`).", strict=False
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all labels.")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="Share of the target spread over all labels (`head`, `candidates`)."
+    )
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (not on vectors).")
@@ -167,9 +166,7 @@ class Recipe(Part):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder.")
     seed: int = Field(0, ge=0, description="Every random choice follows from it.")
-    model: str = Field(
-        "smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file."
-    )
+    model: str = Field("smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file.")
     attention: Literal["auto", "grouped", "dense", "padded"] = Field(
         "auto", description="Token forest backend; `auto` is `grouped` for proven families, else `padded`."
     )
@@ -275,7 +272,9 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         if not fold_label(alias):
             problems.append(f"task.aliases: {alias!r} has no letters or digits.")
         elif meant != label:
-            problems.append(f'task.aliases: "{alias}" stands for "{label}", but its folded spelling is that of "{meant}".')
+            problems.append(
+                f'task.aliases: "{alias}" stands for "{label}", but its folded spelling is that of "{meant}".'
+            )
         if label not in task.labels:
             problems.append(
                 f'task.aliases: "{alias}" stands for "{label}", which is not in task.labels.'

@@ -97,7 +97,7 @@ def correct_rows(value: dict[str, Any], test: tuple[Labelled, ...]) -> NDArray[n
 def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) -> dict[str, Any]:
     """All figures of one arm."""
     labels = recipe.task.labels
-    index: dict[str | None, int] = dict(zip(labels, range(len(labels)), strict=True))
+    index = {label: i for i, label in enumerate(labels)}
     predicted_B = np.array([index.get(p["label"], -1) for p in value["predictions"]])
     right = int((predicted_B == gold_B).sum())
     interval = wilson(right, len(gold_B), recipe.judge.confidence)
@@ -184,7 +184,7 @@ def break_even(arms: dict[str, Any], training: dict[str, Any] | None, currency: 
     if training is None or "tuned" not in arms:
         return []
     tuned = arms["tuned"]["cost_per_1000"] / 1000
-    found = []
+    found: list[dict[str, Any]] = []
     for name, arm in arms.items():
         if name == "tuned":
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,11 @@ app.add_typer(data_app, name="data")
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a key of the recipe: path.to.key=value. May be given again.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="Change a key of the recipe: path.to.key=value. May be given again.",
+        metavar="KEY=VALUE",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")]
 
@@ -39,7 +44,10 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe: every arm on the same held-out rows, the adapter, the report page. Goes on where it stopped."""
+    """Run a recipe: every arm on the same held-out rows, the adapter, the report page.
+
+    Goes on where it stopped.
+    """
     from luthier.recipe import dump_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -61,8 +69,13 @@ def run_command(
 @app.command("predict")
 def predict_command(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)],
-    text: Annotated[list[str] | None, typer.Option(help="A text to label. May be given again.", show_default=False)] = None,
-    file: Annotated[Path | None, typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False)] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to label. May be given again.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Label texts with the adapter of a run, with probabilities."""
@@ -72,8 +85,7 @@ def predict_command(
     texts = read_texts(text or [], file)
     answers = load(run_folder).predict(texts)
     if as_json:
-        values = [{"text": a.text, "label": a.label, "probability": a.probability, "probabilities": a.probabilities} for a in answers]
-        typer.echo(json.dumps(values, ensure_ascii=False))
+        typer.echo(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False))
         return
     for answer in answers:
         typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
@@ -105,16 +117,21 @@ def list_command(as_json: Json = False) -> None:
     """Starter models, and what is in the cache."""
     from luthier.models.store import list_models
 
-    rows = [{"name": name, "about": about, "folder": None if path is None else str(path)} for name, about, path in list_models()]
+    rows = [
+        {"name": name, "about": about, "folder": None if path is None else str(path)}
+        for name, about, path in list_models()
+    ]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        typer.echo(f"{row['name']}\n    {row['about']}\n    {row['folder'] or 'not fetched: luthier models pull ' + str(row['name'])}")
+        folder = row["folder"] or f"not fetched: luthier models pull {row['name']}"
+        typer.echo(f"{row['name']}\n    {row['about']}\n    {folder}")
 
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Starter name, hub id, folder or GGUF file.", show_default=False)
+    str,
+    typer.Argument(metavar="MODEL", help="Starter name, hub id, folder or GGUF file.", show_default=False),
 ]
 
 
@@ -147,13 +164,14 @@ def main() -> None:
     try:
         app()
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        typer.echo(stop, err=True)
         sys.exit(130)
-    except KeyboardInterrupt:
-        print("stopped: finished stages are kept. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # what Typer makes of a KeyboardInterrupt
+            typer.echo("stopped: finished stages are kept. Run the same command again to go on.", err=True)
+        raise
     except LuthierError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 

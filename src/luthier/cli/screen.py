@@ -67,7 +67,9 @@ class Live:
     def begin(self, stage: str) -> None:
         """A new bar."""
         self.started = time.monotonic()
-        self.task = self.bars.add_task(f"{place(stage, self.stages)} {ARM_NAMES.get(stage, stage)}", total=None, note="")
+        self.task = self.bars.add_task(
+            f"{place(stage, self.stages)} {ARM_NAMES.get(stage, stage)}", total=None, note=""
+        )
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Move the bar."""
@@ -149,7 +151,16 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
     """The table of arms, the verdict, and where the page is."""
     console = Console()
     level = f"{result['confidence']:.0%}"
-    table = Table("way", "accuracy", f"{level} interval", "macro-F1", "ms a row", f"{result['currency']} / 1,000", box=None, pad_edge=False)
+    table = Table(
+        "way",
+        "accuracy",
+        f"{level} interval",
+        "macro-F1",
+        "ms a row",
+        f"{result['currency']} / 1,000",
+        box=None,
+        pad_edge=False,
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for name, arm in sorted(result["arms"].items(), key=lambda item: item[1]["accuracy"]):
@@ -177,7 +188,10 @@ def print_peek(found: dict[str, Any]) -> None:
     ledger = found["ledger"]
     for split, count in ledger["rows_in"].items():
         reasons = ", ".join(f"{reason} {number}" for reason, number in ledger["reasons"][split].items())
-        console.print(f"{split}: {count} rows in, {ledger['kept'].get(split, 0)} kept" + (f"; dropped: {reasons}" if reasons else ""))
+        console.print(
+            f"{split}: {count} rows in, {ledger['kept'].get(split, 0)} kept"
+            + (f"; dropped: {reasons}" if reasons else "")
+        )
     for row in ledger["examples"]:
         console.print(f"  dropped {row['source']}: {row['reason']}. {row['detail']}", markup=False, style="dim")
     for note in ledger["notes"]:
@@ -189,7 +203,10 @@ def print_peek(found: dict[str, Any]) -> None:
         table.add_row(label, *(str(found["labels"][name].get(label, 0)) for name in names))
     console.print(table)
     lengths = found["prompt_tokens"]
-    console.print(f"\nprompt tokens: shortest {lengths['p0']}, median {lengths['p50']}, 95 % {lengths['p95']}, longest {lengths['p100']}\n")
+    console.print(
+        f"\nprompt tokens: shortest {lengths['p0']}, median {lengths['p50']}, "
+        f"95 % {lengths['p95']}, longest {lengths['p100']}\n"
+    )
     for row in found["rows"]:
         console.print(f"{row['source']} ({row['label']})", style="bold", markup=False)
         text = Text()

@@ -157,9 +157,7 @@ def csv_cells(path: Path, lines: Iterator[Line], columns: Columns, delimiter: st
     if head is None:
         return
     if head.problem:
-        raise DataError(
-            f"{path} line {head.lines[0].number}: the header cannot be read: {head.problem.detail}"
-        )
+        raise DataError(f"{path} line {head.lines[0].number}: the header cannot be read: {head.problem.detail}")
     header = [name.strip() for name in head.fields]
     check_header(path, header, columns, delimiter)
     pending = recoded_lines(head)
@@ -208,9 +206,7 @@ def broken_csv(error: csv.Error) -> Problem:
     found = str(error)
     if "field limit" in found or "end of data" in found:
         found = "a quote is opened and never closed"
-    return Problem(
-        "broken_csv", f'not valid CSV: {found}. A quote inside a quoted text is written twice ("").'
-    )
+    return Problem("broken_csv", f'not valid CSV: {found}. A quote inside a quoted text is written twice ("").')
 
 
 def extra_fields(fields: tuple[str, ...], header: list[str]) -> Problem | None:
@@ -225,21 +221,15 @@ def check_header(path: Path, header: list[str], columns: Columns, delimiter: str
     """Raise DataError where an asked column is missing or stands twice."""
     for setting, column in (("data.text", columns.text), ("data.label", columns.label)):
         if header.count(column) > 1:
-            raise DataError(
-                f'{path}: the header has the column "{column}" {header.count(column)} times ({setting}).'
-            )
+            raise DataError(f'{path}: the header has the column "{column}" {header.count(column)} times ({setting}).')
         if column not in header:
-            raise DataError(
-                missing_column(path, setting, column, header) + other_delimiter(header, delimiter)
-            )
+            raise DataError(missing_column(path, setting, column, header) + other_delimiter(header, delimiter))
 
 
 def other_delimiter(header: list[str], delimiter: str) -> str:
     """A hint where the whole header came out as one column that holds another delimiter."""
     names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-    found = [
-        name for char, name in names.items() if len(header) == 1 and char in header[0] and char != delimiter
-    ]
+    found = [name for char, name in names.items() if len(header) == 1 and char in header[0] and char != delimiter]
     if not found:
         return ""
     return f" The columns seem to be parted by {found[0]}: part them by commas (.csv) or tabs (.tsv)."

@@ -92,9 +92,7 @@ def inspect_file(path: Path) -> None:
         raise DataError(f"{path}: the file is UTF-16 (or UTF-32) text. Save it as UTF-8.")
     if b"\0" in head:
         line = head[: head.index(b"\0")].count(b"\n") + 1
-        raise DataError(
-            f"{path} line {line}: not a text file (it holds a zero byte). Export it as UTF-8 text."
-        )
+        raise DataError(f"{path} line {line}: not a text file (it holds a zero byte). Export it as UTF-8 text.")
     if b"\r" in head and b"\n" not in head:
         raise DataError(f"{path}: lines end in CR (old Mac). Save the file with LF or CR LF line ends.")
 
@@ -105,9 +103,7 @@ def read_head(path: Path) -> bytes:
         if path.is_dir():
             raise DataError(f"{path}: is a folder. Name one file in it{example_in(path)}.")
         if path.exists() and not path.is_file():
-            raise DataError(
-                f"{path}: is not a regular file (a pipe or a device). Write the rows to a file first."
-            )
+            raise DataError(f"{path}: is not a regular file (a pipe or a device). Write the rows to a file first.")
         with path.open("rb") as handle:
             return handle.read(HEAD_BYTES)
     except FileNotFoundError:
@@ -116,9 +112,7 @@ def read_head(path: Path) -> bytes:
         where = did_you_mean(path.name, siblings) if folder.is_dir() else f" There is no folder {folder}."
         raise DataError(f"{path}: no such file.{where} Paths in a recipe start at its folder.") from None
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}. Check the path and its permissions."
-        ) from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Check the path and its permissions.") from error
 
 
 def example_in(folder: Path) -> str:

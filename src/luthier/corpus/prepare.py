@@ -182,15 +182,11 @@ def without_leaks(train: Cleaned, test: Cleaned) -> Cleaned:
             kept.append(row)
             continue
         other = "" if twin.label == row.label else f' (there labelled "{twin.label}")'
-        leaks.append(
-            drop("train", row, Problem("leaks_into_test", f"the same text as test row {twin.source}{other}."))
-        )
+        leaks.append(drop("train", row, Problem("leaks_into_test", f"the same text as test row {twin.source}{other}.")))
     if not leaks:
         return train
     count = "1 training row stands" if len(leaks) == 1 else f"{len(leaks)} training rows stand"
-    note = (
-        f"{train.path.name}: {count} in the test file too, removed from training; first: {leaks[0].source}."
-    )
+    note = f"{train.path.name}: {count} in the test file too, removed from training; first: {leaks[0].source}."
     return replace(train, kept=tuple(kept), dropped=(*train.dropped, *leaks), notes=(*train.notes, note))
 
 

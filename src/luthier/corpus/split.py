@@ -19,9 +19,7 @@ class Split:
     test: tuple[Labelled, ...] = ()
 
 
-def split_rows(
-    rows: Iterable[Labelled], seed: int, validation_share: float, test_share: float = 0.0
-) -> Split:
+def split_rows(rows: Iterable[Labelled], seed: int, validation_share: float, test_share: float = 0.0) -> Split:
     """Hold out `test_share` of each label's rows, then `validation_share` of the rest.
 
     A label's first row goes to train, its second to validation, its third to test; only then do the shares

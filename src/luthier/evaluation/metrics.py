@@ -104,9 +104,7 @@ def per_class(gold_B: Indices, predicted_B: Indices, num_labels: int) -> list[Cl
             f1=ratio(2 * right, predicted + support),
             support=support,
         )
-        for right, predicted, support in zip(
-            right_L.tolist(), predicted_L.tolist(), support_L.tolist(), strict=True
-        )
+        for right, predicted, support in zip(right_L.tolist(), predicted_L.tolist(), support_L.tolist(), strict=True)
     ]
 
 
@@ -226,9 +224,7 @@ def fit_temperature(log_probs_BL: Floats, gold_B: Indices) -> float:
         tempered_BL = apply_temperature(log_probs_BL, float(np.exp(log_temperature)))
         return float(-np.mean(tempered_BL[rows_B, gold_B]))
 
-    found = optimize.minimize_scalar(
-        loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6}
-    )
+    found = optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
 
 
@@ -266,9 +262,7 @@ def check_scores(scores_BL: Floats, gold_B: Indices) -> tuple[Floats, Indices]:
     """Finite scores, one row for each gold index, one column for each label."""
     scores_BL, gold_B = np.asarray(scores_BL, dtype=np.float64), np.asarray(gold_B)
     if scores_BL.ndim != 2:
-        raise ValueError(
-            f"scores have shape {scores_BL.shape}; they need one row per text, one column per label."
-        )
+        raise ValueError(f"scores have shape {scores_BL.shape}; they need one row per text, one column per label.")
     check_rows("scores", scores_BL[:, 0], "gold", gold_B)
     check_range("gold", gold_B, 0, scores_BL.shape[1])
     if not np.all(np.isfinite(scores_BL)):
@@ -290,9 +284,7 @@ def check_probabilities(probabilities_BL: Floats, gold_B: Indices) -> tuple[Floa
 def check_rows(name: str, values_B: npt.NDArray, other: str, others_B: npt.NDArray) -> None:
     """Two flat arrays over the same rows, at least one row."""
     if values_B.shape != others_B.shape or values_B.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {values_B.shape}, {other} {others_B.shape}; give one entry per row."
-        )
+        raise ValueError(f"{name} has shape {values_B.shape}, {other} {others_B.shape}; give one entry per row.")
     if not len(values_B):
         raise ValueError("0 rows: at least one scored row is needed.")
 
@@ -302,6 +294,4 @@ def check_range(name: str, index_B: Indices, lowest: int, num_labels: int) -> No
     outside_B = (index_B < lowest) | (index_B >= num_labels)
     if outside_B.any():
         row = int(np.flatnonzero(outside_B)[0])
-        raise ValueError(
-            f"{name} row {row} is {index_B[row]}; label indices run from {lowest} to {num_labels - 1}."
-        )
+        raise ValueError(f"{name} row {row} is {index_B[row]}; label indices run from {lowest} to {num_labels - 1}.")

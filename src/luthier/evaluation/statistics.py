@@ -99,16 +99,11 @@ def resampled_means(values_K: Floats, counts_K: npt.NDArray[np.intp], resamples:
     """Means of `resamples` draws with replacement, a chunk at a time. Shape (C,)."""
     rng = np.random.default_rng(seed)
     n = int(counts_K.sum())
-    parts = [
-        rng.multinomial(n, counts_K / n, size=size) @ values_K / n
-        for size in chunks(resamples, len(values_K))
-    ]
+    parts = [rng.multinomial(n, counts_K / n, size=size) @ values_K / n for size in chunks(resamples, len(values_K))]
     return np.concatenate(parts)
 
 
-def bca_levels(
-    values_K: Floats, counts_K: npt.NDArray[np.intp], means_C: Floats, z: float
-) -> tuple[float, float]:
+def bca_levels(values_K: Floats, counts_K: npt.NDArray[np.intp], means_C: Floats, z: float) -> tuple[float, float]:
     """The two quantile levels of `bootstrap_interval`."""
     mean = float(values_K @ counts_K) / int(counts_K.sum())
     below = float(np.mean(means_C < mean) + np.mean(means_C <= mean)) / 2
@@ -117,9 +112,7 @@ def bca_levels(
     bias = stats.norm.ppf(min(max(below, margin), 1 - margin))
     offsets_K = values_K - mean
     acceleration = (offsets_K**3 @ counts_K) / (6 * (offsets_K**2 @ counts_K) ** 1.5)
-    low, high = (
-        float(stats.norm.cdf(bias + (bias + side) / (1 - acceleration * (bias + side)))) for side in (-z, z)
-    )
+    low, high = (float(stats.norm.cdf(bias + (bias + side) / (1 - acceleration * (bias + side)))) for side in (-z, z))
     return low, high
 
 
@@ -178,19 +171,13 @@ def rows_needed(gain: float, discordant_share: float, confidence: float = 0.95, 
     """
     check_share(discordant_share)
     if not 0 < gain <= discordant_share:
-        raise ValueError(
-            f"gain is {gain}; it must be above 0 and at most the discordant share, {discordant_share}."
-        )
+        raise ValueError(f"gain is {gain}; it must be above 0 and at most the discordant share, {discordant_share}.")
     z = two_sided_quantile(confidence)
     spread = np.sqrt(discordant_share - gain * gain)
-    return max(
-        1, round(float((z * np.sqrt(discordant_share) + power_quantile(power) * spread) ** 2 / gain**2))
-    )
+    return max(1, round(float((z * np.sqrt(discordant_share) + power_quantile(power) * spread) ** 2 / gain**2)))
 
 
-def detectable_gain(
-    n: int, discordant_share: float, confidence: float = 0.95, power: float = 0.8
-) -> float | None:
+def detectable_gain(n: int, discordant_share: float, confidence: float = 0.95, power: float = 0.8) -> float | None:
     """The smallest true gain that n rows show with probability `power`: `rows_needed` solved for g.
 
         g = sqrt(d) (z sqrt(n) + z_power sqrt(n + z_power^2 - z^2)) / (n + z_power^2)

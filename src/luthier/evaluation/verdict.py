@@ -68,9 +68,7 @@ class Verdict:
     sentence: str
 
 
-def compare_arms(
-    correct: Mapping[str, Correct], confidence: float, resamples: int, seed: int
-) -> list[Comparison]:
+def compare_arms(correct: Mapping[str, Correct], confidence: float, resamples: int, seed: int) -> list[Comparison]:
     """Compare the tuned arm, or the best arm where none was tuned, with every other arm of the run."""
     if not correct:
         raise ValueError("no arm ran; there is nothing to compare.")
@@ -116,8 +114,7 @@ def discordant_counts(reference: str, reference_B: Correct, arm: str, arm_B: Cor
     arm_B = np.asarray(arm_B, dtype=np.bool_)
     if arm_B.shape != reference_B.shape:
         raise ValueError(
-            f"{arm} has {arm_B.size} rows, {reference} has {reference_B.size}; "
-            "every arm must answer the same rows."
+            f"{arm} has {arm_B.size} rows, {reference} has {reference_B.size}; every arm must answer the same rows."
         )
     if not reference_B.size:
         raise ValueError(f"{reference} has 0 rows: at least one scored row is needed.")
@@ -153,9 +150,7 @@ def verdict(
     if not comparisons:
         (arm,) = correct
         only = with_accuracy(arm, correct, confidence)
-        return Verdict(
-            VerdictCode.NOTHING_TO_COMPARE, f"Nothing to compare: only {only} ran. Add arms to the recipe."
-        )
+        return Verdict(VerdictCode.NOTHING_TO_COMPARE, f"Nothing to compare: only {only} ran. Add arms to the recipe.")
     primary = strongest_rival(comparisons)
     code, opening, closing = judge(primary, confidence, minimum_gain)
     return Verdict(code, f"{opening}: {numbers(primary, correct, confidence)}.{closing}")

@@ -189,9 +189,7 @@ class GroupedAttention(torch.autograd.Function):
             mask = cross_mask(plan.positions_N[rows], plan.positions_N[keys], window, groups, query.dtype)
             q, o, g = (fold(tensor[:, :, rows], groups) for tensor in (query, out, grad))
             part_lse = lse[:, :, rows].reshape(q.shape[:3])
-            dq, dk, dv = part_backward(
-                g, q, key[:, :, keys], value[:, :, keys], o, part_lse, mask, False, scores
-            )
+            dq, dk, dv = part_backward(g, q, key[:, :, keys], value[:, :, keys], o, part_lse, mask, False, scores)
             grads[0][:, :, rows] += unfold(dq, groups)
             grads[1][:, :, keys] += dk
             grads[2][:, :, keys] += dv
@@ -254,9 +252,7 @@ def block_mask(block: Block, plan: Plan, window: int | None, dtype: torch.dtype)
     return None if mask is None else mask.to(dtype)
 
 
-def cross_mask(
-    queries: Tensor, keys: Tensor, window: int | None, groups: int, dtype: torch.dtype
-) -> Tensor | None:
+def cross_mask(queries: Tensor, keys: Tensor, window: int | None, groups: int, dtype: torch.dtype) -> Tensor | None:
     """Keys out of the sliding window, by positions, for folded queries [1, 1, groups * Q, J]; None where none is."""
     if window is None:
         return None

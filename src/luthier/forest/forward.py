@@ -17,7 +17,19 @@ from luthier.forest.tree import Forest
 
 # Families whose forest equals their padded batch, loss and gradient: tests/test_parity.py proves each of them.
 PROVEN_FAMILIES = frozenset(
-    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2", "smollm3"]
+    [
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+        "gpt2",
+        "gpt_neox",
+        "olmo2",
+        "smollm3",
+    ]
 )
 BACKENDS = ("grouped", "dense", "padded")
 
@@ -38,7 +50,9 @@ def choose_backend(model: nn.Module, wanted: str = "auto") -> tuple[str, str | N
     family = str(config.model_type)  # type: ignore[union-attr]
     problem = None
     if family not in PROVEN_FAMILIES:
-        problem = f'the family "{family}" is not proven on the token forest (proven: {", ".join(sorted(PROVEN_FAMILIES))})'
+        problem = (
+            f'the family "{family}" is not proven on the token forest (proven: {", ".join(sorted(PROVEN_FAMILIES))})'
+        )
     elif getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
         problem = "the model's configuration has attention dropout, which shared prefixes cannot have"
     if wanted == "auto":
@@ -75,7 +89,11 @@ def run_plan(model: nn.Module, tokens_N: Tensor, plan: Plan) -> Tensor:
     """One pass of the model's body over flat tokens under a plan: [N, D]."""
     body: Any = backbone(model)
     out = body(
-        input_ids=tokens_N[None], position_ids=plan.positions_N[None], attention_mask=None, use_cache=False, forest=plan
+        input_ids=tokens_N[None],
+        position_ids=plan.positions_N[None],
+        attention_mask=None,
+        use_cache=False,
+        forest=plan,
     )
     return out.last_hidden_state[0]
 
@@ -119,7 +137,9 @@ def backbone(model: nn.Module) -> nn.Module:
     prefix = str(getattr(model, "base_model_prefix", ""))
     body = getattr(model, prefix, None)
     if not isinstance(body, nn.Module):
-        raise ModelError(f"{type(model).__name__} has no body below its head; use a transformers causal language model.")
+        raise ModelError(
+            f"{type(model).__name__} has no body below its head; use a transformers causal language model."
+        )
     return body
 
 
@@ -130,4 +150,9 @@ def output_head(model: nn.Module) -> Head:
         raise ModelError(f"{type(model).__name__} has no output head; use a causal language model.")
     config: Any = model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(module.weight, getattr(module, "bias", None), getattr(config, "final_logit_softcapping", None), float(scale))
+    return Head(
+        module.weight,
+        getattr(module, "bias", None),
+        getattr(config, "final_logit_softcapping", None),
+        float(scale),
+    )

@@ -56,7 +56,12 @@ class VocabularyLogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None, scale: float
+        ctx: Any,
+        rows_RD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        softcap: float | None,
+        scale: float,
     ) -> Tensor:
         """One number per row."""
         size = max(1, CHUNK_ELEMENTS // len(weight_VD))

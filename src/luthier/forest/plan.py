@@ -1,7 +1,8 @@
 """How the attention of a forest is cut into parts: dense blocks at the bottom, shared trunks above.
 
-A block is a subtree small enough for one dense, masked product; blocks of similar size are batched together. A trunk is a node above blocks: its own tokens are one causal part, and all of its descendants
-attend to it in one unmasked product, so its keys and values are read once however many branches share them.
+A block is a subtree small enough for one dense, masked product; blocks of similar size are batched together.
+A trunk is a node above blocks: its own tokens are one causal part, and all of its descendants attend to it in one
+unmasked product, so its keys and values are read once however many branches share them.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ def cut(nodes: tuple[Node, ...], block_tokens: int) -> Iterator[tuple[Node, int]
 
 def batch_by_size(subtrees: list[tuple[Node, int]]) -> Iterator[list[tuple[Node, int]]]:
     """Group blocks of similar size, plain causal runs apart from trees."""
+
     def size(item: tuple[Node, int]) -> int:
         return item[1] - item[0].start
 

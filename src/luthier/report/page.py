@@ -282,13 +282,9 @@ def key_figures(page: Values) -> list[tuple[str, str, str]]:
     for row in gains:
         spread = f"points, {points(row['low'])} to {points(row['high'])}"
         figures.append(("Difference of the two", points(row["difference"]), spread))
-    figures.append(
-        ("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}")
-    )
+    figures.append(("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}"))
     price = f"{run['currency']} {money(arm['cost_per_1000'])}"
-    figures.append(
-        ("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour")
-    )
+    figures.append(("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour"))
     if run["training"]:
         paid = f"{run['currency']} {money(run['training']['cost'])}, {count(run['training']['rows'])} rows"
         figures.append(("Training", duration(run["training"]["seconds"]), paid))

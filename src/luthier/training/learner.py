@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as ManyOf
 from pathlib import Path
 
 import torch
@@ -12,12 +13,13 @@ from luthier.adapters import add_lora, load_lora, restore_lora, save_lora
 from luthier.errors import ModelError
 from luthier.files import write_json
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, set_backend
-from luthier.methods.base import Batch, Outputs
+from luthier.methods.base import Batch, Example, Outputs, make_batch, split_by_tokens
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Tune
 
 HEAD_FILE = "head.safetensors"
+CALIBRATION_ROWS = 64  # training rows on which a fresh head is centred
 
 
 class Learner(nn.Module):
@@ -54,7 +56,10 @@ class Learner(nn.Module):
         if self.head is not None:
             state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
             save_file(state, str(folder / HEAD_FILE))
-            write_json(folder / "head.json", {"labels": self.head.out_features, "reads": "last hidden state of the prompt"})
+            write_json(
+                folder / "head.json",
+                {"labels": self.head.out_features, "reads": "last hidden state of the prompt"},
+            )
 
     def load(self, folder: Path) -> None:
         """Put back in place what `save` wrote."""
@@ -72,6 +77,26 @@ def new_learner(model: LoadedModel, tune: Tune, prompt: ClassifyPrompt | None, s
         head = label_head(model, prompt)
     wrapper = add_lora(model.model, tune.adapter, seed, model.folder)
     return Learner(wrapper, head, chosen)
+
+
+@torch.no_grad()
+def calibrate_head(learner: Learner, examples: ManyOf[Example], max_tokens: int) -> None:
+    """Centre and scale a fresh head's logits on some training rows, labels unseen.
+
+    The label tokens' rows of the output head favour some labels whatever the text (Zhao et al. 2021), and their
+    logits differ by far more than one; started so, the first steps only undo that, and bend the features with it
+    (Kumar et al. 2022). Afterwards each label's mean logit is 0 and the spread within a row is 1.
+    """
+    if learner.head is None:
+        return
+    learner.eval()
+    chosen = examples[:: max(1, len(examples) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
+    outputs = [learner(make_batch(micro)).logits_BL for micro in split_by_tokens(chosen, max_tokens)]
+    logits_BL = torch.cat([logits for logits in outputs if logits is not None])
+    centred_BL = logits_BL - logits_BL.mean(0)
+    scale = 1.0 / centred_BL.std().clamp_min(1e-6)
+    learner.head.weight.mul_(scale)
+    learner.head.bias.sub_(logits_BL.mean(0)).mul_(scale)
 
 
 def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:

@@ -109,7 +109,13 @@ def train(
 
 
 def one_step(
-    learner: Learner, method: Method, rows: Sequence[Example], optimizer: torch.optim.Optimizer, factor: float, tune: Tune, step: int
+    learner: Learner,
+    method: Method,
+    rows: Sequence[Example],
+    optimizer: torch.optim.Optimizer,
+    factor: float,
+    tune: Tune,
+    step: int,
 ) -> StepDone:
     """One optimizer step over rows, in micro-batches."""
     learner.train()
@@ -191,4 +197,3 @@ def permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters live."""
     return next(module.parameters()).device
-

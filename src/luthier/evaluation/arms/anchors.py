@@ -10,7 +10,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from luthier.evaluation.arms.base import ArmResult, Report, Rows, gold_indices, predictions_from, time_single_rows
+from luthier.evaluation.arms.base import (
+    ArmResult,
+    Report,
+    Rows,
+    gold_indices,
+    predictions_from,
+    time_single_rows,
+)
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Ask
 
@@ -44,7 +51,10 @@ class Tfidf:
         labels = prompt.task.labels
         gold = gold_indices(rows.validation, labels)
         scored = [
-            (float(np.mean(self.fit(rows.train, labels, c).predict([r.text for r in rows.validation]) == gold)), -c)
+            (
+                float(np.mean(self.fit(rows.train, labels, c).predict([r.text for r in rows.validation]) == gold)),
+                -c,
+            )
             for c in STRENGTHS
         ]
         accuracy, negative = max(scored)

@@ -44,7 +44,10 @@ class ArmResult:
 class Arm(Protocol):
     """The contract: `run` may look at train and validation rows, and answers the test texts."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The arm's name in recipes and results."""
+        ...
 
     def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
         """Choose on validation, answer test."""

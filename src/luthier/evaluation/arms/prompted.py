@@ -24,7 +24,14 @@ from luthier.evaluation.arms.base import (
     predictions_from,
     time_single_rows,
 )
-from luthier.evaluation.scoring import CONTENT_FREE, NORMALISATIONS, Beginning, Scores, label_logprobs, score_labels
+from luthier.evaluation.scoring import (
+    CONTENT_FREE,
+    NORMALISATIONS,
+    Beginning,
+    Scores,
+    label_logprobs,
+    score_labels,
+)
 from luthier.prompts import ClassifyPrompt, Shot
 from luthier.recipe import Ask
 from luthier.records import Labelled
@@ -97,7 +104,14 @@ class Scorer:
         """Label scores of texts."""
         shots = None if self.variant.shots is None else self.variant.shots(texts)
         scores = score_labels(
-            self.model, self.backend, self.variant.prompt, texts, self.batch_tokens, shots, report, self.beginning
+            self.model,
+            self.backend,
+            self.variant.prompt,
+            texts,
+            self.batch_tokens,
+            shots,
+            report,
+            self.beginning,
         )
         self.beginning = scores.beginning or self.beginning
         return scores
@@ -167,7 +181,10 @@ def few_shot(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Va
 def retrieval(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Variant]:
     """The k training rows nearest to the text by BM25 (bm25s), nearest last, as worked examples."""
     index = bm25s.BM25()
-    index.index(bm25s.tokenize([row.text for row in rows.train], stopwords="en", show_progress=False), show_progress=False)
+    index.index(
+        bm25s.tokenize([row.text for row in rows.train], stopwords="en", show_progress=False),
+        show_progress=False,
+    )
 
     def nearest(k: int) -> Shots:
         def shots(texts: ManyOf[str]) -> list[list[Shot]]:

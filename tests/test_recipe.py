@@ -1,0 +1,205 @@
+"""The recipe: strict, complete in its complaints, and quick to read."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.errors import RecipeError
+from luthier.recipe import ALL_ARMS, Recipe, dump_recipe, fold_label, load_recipe, parse_recipe
+
+GOOD = {"task": {"labels": ["SPORTS", "POLITICS"]}, "data": {"train": "rows.jsonl"}}
+
+
+def with_(**sections) -> dict:
+    return {
+        key: {**GOOD.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in (GOOD | sections).items()
+    }
+
+
+def problems(values: dict) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(values)
+    return caught.value.problems
+
+
+def written(tmp_path, values) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+    return str(path)
+
+
+def test_the_least_recipe_has_every_default():
+    recipe = parse_recipe(GOOD)
+    assert recipe.model == "smollm2-135m-instruct" and recipe.arms == list(ALL_ARMS)
+    assert recipe.tune.epochs == 3.0 and recipe.tune.adapter.rank == 16 and recipe.ask.shots == [8, 16]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (with_(tune={"learning_rat": 1}), 'tune.learning_rat: unknown key. Did you mean "learning_rate"?'),
+        (with_(modle="x"), 'modle: unknown key. Did you mean "model"?'),
+        (with_(tune={"adapter": {"rnk": 1}}), 'tune.adapter.rnk: unknown key. Did you mean "rank"?'),
+        (
+            with_(cost={"zzz": 1}),
+            "cost.zzz: unknown key. Known keys of cost: machine_per_hour, currency.",
+        ),
+        ({"data": GOOD["data"]}, "task: missing; it has no default."),
+        (with_(tune={"method": "hed"}), 'tune.method: \'hed\' is not allowed; use \'head\', \'candidates\' or \'sft\'. Did you mean "head"?'),
+        (with_(arms=["majorty"]), 'Did you mean "majority"?'),
+        (with_(tune={"epochs": 0}), "tune.epochs: input should be greater than 0 (got 0)."),
+        (with_(tune={"batch_size": "16"}), "tune.batch_size: input should be a valid integer (got '16')."),
+        (with_(tune={"batch_size": True}), "tune.batch_size: input should be a valid integer (got True)."),
+        (with_(data={"test_share": 1.0}), "data.test_share: input should be less than 1 (got 1.0)."),
+        (with_(name="../x"), "name: string should match pattern"),
+        (with_(task={"labels": ["ONE"]}), "task.labels: list should have at least 2 items"),
+    ],
+)  # fmt: skip
+def test_a_problem_is_said_with_its_field(values, problem):
+    (found,) = problems(values)
+    assert problem in found
+
+
+def test_all_problems_are_said_at_once():
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(with_(tune={"method": "hed", "epochs": -1, "rank": 3}, sede=1, model=7), "my.yaml")
+    assert len(caught.value.problems) == 5
+    assert str(caught.value).startswith("my.yaml: 5 problems\n  - ")
+    for field in ("tune.method", "tune.epochs", "tune.rank", "sede", "model"):
+        assert f"\n  - {field}: " in str(caught.value)
+
+
+CROSS_FIELD = [
+    ({"labels": ["SPORTS", "Sports"]}, 'task.labels: "Sports" and "SPORTS" are the same label once spelling is folded.'),
+    ({"labels": ["ARTS & CULTURE", "arts_and_culture"]}, "are the same label once spelling is folded."),
+    ({"labels": ["SPORTS", "--"]}, "task.labels: '--' has no letters or digits."),
+    ({"aliases": {"football": "SPORT"}}, 'task.aliases: "football" stands for "SPORT", which is not in task.labels. Did you mean "SPORTS"?'),
+    ({"aliases": {"politics": "SPORTS"}}, 'task.aliases: "politics" stands for "SPORTS", but its folded spelling is that of "POLITICS".'),
+    ({"aliases": {"law": "SPORTS", "Law": "POLITICS"}}, 'task.aliases: "Law" stands for "POLITICS", but its folded spelling is that of "SPORTS".'),
+    ({"aliases": {"?": "SPORTS"}}, "task.aliases: '?' has no letters or digits."),
+    ({"abstention": "sports"}, 'task.abstention: "sports" is also a label or an alias.'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "problem"), CROSS_FIELD)
+def test_rules_across_fields(task, problem):
+    (found,) = problems(with_(task=task))
+    assert problem in found
+
+
+def test_all_rules_across_fields_are_said_at_once():
+    found = problems(
+        with_(task={"labels": ["A", "a"], "aliases": {"b": "C"}, "abstention": "A"}, arms=["majority"] * 2)
+    )
+    assert len(found) == 4 and "arms: a name stands twice." in found
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path):
+    recipe = load_recipe(written(tmp_path, with_(data={"test": "held/out.csv"})))
+    assert recipe.data.train == str(tmp_path / "rows.jsonl") and recipe.data.test == str(tmp_path / "held" / "out.csv")
+    absolute = load_recipe(written(tmp_path, with_(data={"train": "/data/rows.csv"})))
+    assert absolute.data.train == "/data/rows.csv"
+
+
+def test_overrides_speak_yaml_and_their_paths_are_relative_to_here(tmp_path, monkeypatch):
+    path = written(tmp_path, GOOD)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    overrides = [
+        "tune.epochs=1",
+        "tune.adapter.rank=4",
+        "arms=[majority, tuned]",
+        "data.train=own.csv",
+        "name=a=b",
+    ]
+    with pytest.raises(RecipeError, match="name: string should match pattern"):
+        load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides[:-1])
+    assert recipe.tune.epochs == 1.0 and recipe.tune.adapter.rank == 4 and recipe.arms == ["majority", "tuned"]
+    assert recipe.data.train == str(elsewhere / "own.csv")
+    assert load_recipe(path, ["data.test=null"]).data.test is None
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("tune.epochs", '--set "tune.epochs" is not of the form path.to.key=value.'),
+        ("=3", '--set "=3" is not of the form path.to.key=value.'),
+        ("model.name=3", '--set model.name: "model" is not a section.'),
+        ("tune.epoch=3", 'tune.epoch: unknown key. Did you mean "epochs"?'),
+        ("tune.batch_size=many", "tune.batch_size: input should be a valid integer (got 'many')."),
+    ],
+)
+def test_overrides_that_fit_nowhere_are_refused(override, problem, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, GOOD | {"model": "x"}), [override])
+    assert caught.value.problems == [problem]
+
+
+def test_problems_of_overrides_and_recipe_are_said_together(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, with_(sede=1)), ["x", "tune.epochs=0"])
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [1", "is not valid YAML: "),
+        ("- a\n- b\n", "must be a mapping with the keys model, task, data, ..."),
+        ("", "must be a mapping with the keys model, task, data, ..."),
+    ],
+)
+def test_what_is_no_recipe_is_said(text, problem, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, text))
+    assert problem in str(caught.value) and str(tmp_path / "recipe.yaml") in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_said(tmp_path):
+    with pytest.raises(RecipeError, match="no such file. Give the path of a recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="cannot be read: "):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("model: Übung".encode("latin-1"))
+    with pytest.raises(RecipeError, match="cannot be read: 'utf-8'"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_what_is_dumped_loads_to_the_same(tmp_path):
+    recipe = parse_recipe(
+        with_(task={"labels": ["Künste & Kultur", "POLITICS"], "aliases": {"law": "POLITICS"}}, tune={"epochs": 2},
+              data={"train": str(tmp_path / "rows.csv"), "separator": "\t"}, seed=7)
+    )  # fmt: skip
+    text = dump_recipe(recipe)
+    assert "Künste & Kultur" in text
+    again = load_recipe(written(tmp_path, text))
+    assert again == recipe and dump_recipe(again) == text
+
+
+def test_every_field_says_what_it_is():
+    def missing(part, path="") -> list[str]:
+        found = []
+        for name, field in part.model_fields.items():
+            if not field.description:
+                found.append(path + name)
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                found += missing(field.annotation, f"{path}{name}.")
+        return found
+
+    assert missing(Recipe) == []
+
+
+def test_folding_by_hand():
+    same = ["Arts & Culture", "ARTS_AND_CULTURE", "arts and culture", " Arts-and/Culture. ", "ARTS&CULTURE"]
+    assert {fold_label(label) for label in same} == {"arts and culture"}
+    assert fold_label("Straße") == fold_label("STRASSE")
+    assert len({fold_label(label) for label in ("C", "C++", "C#")}) == 3
+
+
+@given(st.text(max_size=12))
+def test_folding_twice_changes_nothing(label):
+    assert fold_label(fold_label(label)) == fold_label(label)
