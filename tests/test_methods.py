@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from families import tiny_model
-from luthier.forest.forward import hidden_states, logprobs, set_backend
+from luthier.forest.forward import hidden_states, logprobs, readout, set_backend
 from luthier.forest.tree import build_forest
 from luthier.methods import Candidates, HeadMethod, Sft, make_method
 from luthier.methods.base import (
@@ -234,9 +234,22 @@ def test_candidates_have_a_sequence_a_label_and_head_has_the_prompt_only(tiny_pa
             (answered,) = prompt.encode_answered([ROWS[i].text], [label])
             assert sequence.tokens == answered.tokens[:-1], "the end of the turn tells no label from another here"
             assert sequence.targets == tuple(range(len(asked[i]), len(sequence.tokens)))
-    heads = HeadMethod().view(prompt, ROWS)
-    assert [example.sequences for example in heads] == [(Sequence(tokens),) for tokens in asked]
-    assert [example.gold for example in heads] == [0, 1, 2]
+    for i, example in enumerate(HeadMethod().view(prompt, ROWS)):
+        (sequence,) = example.sequences
+        assert example.gold == i and sequence.tokens == asked[i] and sequence.targets == ()
+        read = prompt.layout.tokenizer.decode(sequence.tokens[sequence.read_from :])
+        assert read.startswith(f"Text: {ROWS[i].text}\nCategory:"), "the instruction is not read"
+
+
+def test_a_head_reads_the_mean_from_where_it_is_told():
+    """Hidden rows are numbered by their tokens: 1 2 (3 4) read from 2 is 3.5, from 0 is 2.5; 1 2 (5) is 5 at its end."""
+    sequences = [
+        Sequence((1, 2, 3, 4), read_from=2), Sequence((1, 2, 3, 4), read_from=0),
+        Sequence((1, 2, 5)), Sequence((1, 2), read_from=1),
+    ]  # fmt: skip
+    forest = build_forest(sequences)
+    hidden_ND = torch.from_numpy(forest.tokens_N).double()[:, None] * torch.tensor([1.0, -2.0])
+    assert readout(forest, hidden_ND).tolist() == [[3.5, -7.0], [2.5, -5.0], [5.0, -10.0], [2.0, -4.0]]
 
 
 def test_the_end_of_the_turn_is_a_target_where_one_label_begins_with_another(tiny_path):

@@ -24,7 +24,7 @@ from luthier.recipe import Adapter, Task, Tune
 from luthier.records import Labelled, Source
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, latest_checkpoint, save_checkpoint
-from luthier.training.learner import label_head, load_learner, new_learner
+from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner
 from luthier.training.loop import (
     Schedule,
     evaluate,
@@ -557,6 +557,15 @@ def test_the_head_starts_as_the_models_own_opinion(tiny_path):
     mean = (4 * out[ids["Arts"]] + 2 * out[ids["ĠAnd"]] + out[ids["ĠCulture"]]) / 7
     torch.testing.assert_close(head.weight[2], mean)
     assert not head.bias.any()
+
+
+def test_a_fresh_head_is_centred_and_scaled_whatever_the_labels(tiny_path):
+    training = Training(tiny_path, tune_of(method="head"))
+    calibrate_head(training.learner, training.examples, 64)
+    with torch.no_grad():
+        logits = training.learner(make_batch(training.examples)).logits_BL
+    torch.testing.assert_close(logits.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    assert float(logits.std()) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_a_fresh_adapter_changes_nothing_and_follows_its_seed(tiny_path):

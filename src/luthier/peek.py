@@ -15,7 +15,7 @@ from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Recipe, Tune
 from luthier.records import Labelled, Ledger
 
-READS_HERE = "[the head answers here]"
+READS_HERE = "[the head answers, from the mean over the text]"
 
 
 def peek(

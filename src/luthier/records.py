@@ -71,7 +71,8 @@ class Sequence:
 
     `targets` are indices into `tokens` (each >= 1: the token at that index is predicted from the ones
     before it); `weights` has one number per target. `group` names the row (example) it belongs to and
-    `role` tells sequences of one row apart (a candidate label's index, chosen or rejected).
+    `role` tells sequences of one row apart (a candidate label's index, chosen or rejected). `read_from`: where a
+    head reads the sequence, the hidden states of the tokens from this index on are averaged.
     """
 
     tokens: tuple[int, ...]
@@ -79,6 +80,7 @@ class Sequence:
     weights: tuple[float, ...] = ()
     group: int = 0
     role: int = 0
+    read_from: int | None = None
 
     def __post_init__(self) -> None:
         assert len(self.targets) == len(self.weights), "one weight per target"

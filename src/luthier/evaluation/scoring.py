@@ -111,8 +111,10 @@ def shared_beginning(candidates: ManyOf[ManyOf[Sequence]]) -> int:
 
 
 def first_target(sequence: Sequence) -> int:
-    """Index of the first predicted token; without targets the last token is what is read."""
-    return sequence.targets[0] if sequence.targets else len(sequence.tokens)
+    """Index of the first token that must be computed anew, plus one: the first target, or where a head reads from."""
+    if sequence.targets:
+        return sequence.targets[0]
+    return len(sequence.tokens) if sequence.read_from is None else sequence.read_from + 1
 
 
 @torch.no_grad()
@@ -131,7 +133,15 @@ def cut(row: tuple[Sequence, ...], start: int) -> tuple[Sequence, ...]:
     """Sequences without their first `start` tokens."""
     if not start:
         return row
-    return tuple(replace(s, tokens=s.tokens[start:], targets=tuple(t - start for t in s.targets)) for s in row)
+    return tuple(
+        replace(
+            s,
+            tokens=s.tokens[start:],
+            targets=tuple(t - start for t in s.targets),
+            read_from=None if s.read_from is None else s.read_from - start,
+        )
+        for s in row
+    )
 
 
 # --- how sums become label probabilities -----------------------------------------------------------------------

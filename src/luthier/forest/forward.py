@@ -116,6 +116,20 @@ def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device)
     return out.last_hidden_state[owner.to(device), time.to(device)]
 
 
+def readout(forest: Forest, hidden_ND: Tensor) -> Tensor:
+    """What a head reads of each sequence, [S, D]: the mean hidden state from `read_from` on, else the last one."""
+    rows: list[Tensor] = []
+    owners: list[int] = []
+    for s, sequence in enumerate(forest.sequences):
+        path = forest.rows_of(s) if sequence.read_from is not None else forest.last_row_S[s : s + 1]
+        rows.append(torch.from_numpy(path[sequence.read_from or 0 :]))
+        owners += [s] * len(rows[-1])
+    row_P = torch.cat(rows).to(hidden_ND.device)
+    owner_P = torch.tensor(owners, device=hidden_ND.device)
+    sums_SD = hidden_ND.new_zeros(len(forest.sequences), hidden_ND.shape[1]).index_add(0, owner_P, hidden_ND[row_P])
+    return sums_SD / torch.bincount(owner_P, minlength=len(forest.sequences))[:, None]
+
+
 def logprobs(model: nn.Module, forest: Forest, hidden_ND: Tensor) -> Tensor:
     """log p of each target, [M]; only the rows that targets read go through the head."""
     head = output_head(model)

@@ -6,6 +6,7 @@ attention needs is a slice, never a gather.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass
 from itertools import pairwise
@@ -72,7 +73,7 @@ class Forest:
         """The forest rows of one sequence's tokens, in order."""
         rows: list[Ints] = []
         row = int(self.last_row_S[sequence])
-        index = next(i for i, node in enumerate(self.nodes) if node.start <= row < node.end)
+        index = bisect_right(self.nodes, row, key=lambda node: node.start) - 1
         end = row + 1
         while index >= 0:
             node = self.nodes[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ManyOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -88,7 +88,7 @@ class Method(Protocol):
 def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu") -> Batch:
     """The forest of some examples, rows numbered from 0 in their order."""
     sequences = [
-        Sequence(s.tokens, s.targets, s.weights, row, role)
+        replace(s, group=row, role=role)
         for row, example in enumerate(examples)
         for role, s in enumerate(example.sequences)
     ]

@@ -1,4 +1,4 @@
-"""A classification head on the hidden state at which the answer would begin."""
+"""A classification head on the mean hidden state over the text."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class HeadMethod:
 
     def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
         """The prompt of each row, nothing after it."""
-        tokens = prompt.encode([row.text for row in rows])
-        return [Example((Sequence(t),), prompt.task.labels.index(r.label)) for t, r in zip(tokens, rows, strict=True)]
+        gold = [prompt.task.labels.index(row.label) for row in rows]
+        sequences = readable_sequences(prompt, [row.text for row in rows])
+        return [Example((sequence,), label) for sequence, label in zip(sequences, gold, strict=True)]
 
     def weight(self, example: Example) -> float:
         """Each row counts one."""
@@ -36,3 +37,8 @@ class HeadMethod:
         total = smoothed_cross_entropy(logprobs_BL, batch.gold_B, self.smoothing)
         hits = float((logprobs_BL.argmax(1) == batch.gold_B).sum())
         return LossOut(total, float(len(batch.gold_B)), {"accuracy": hits})
+
+
+def readable_sequences(prompt: ClassifyPrompt, texts: ManyOf[str]) -> list[Sequence]:
+    """The prompt of each text, read from where the text's own part begins: for training and for serving."""
+    return [Sequence(tokens, read_from=start) for tokens, start in prompt.encode_readable(texts)]

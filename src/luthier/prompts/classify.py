@@ -100,6 +100,15 @@ class ClassifyPrompt:
         ]
         return [tuple(tokens) for tokens, _ in self.layout.encode(rendered)]
 
+    def encode_readable(self, texts: Sequence[str]) -> list[tuple[tuple[int, ...], int]]:
+        """(tokens, index of the first token of the text's own part) of each prompt, for a head to read."""
+        rendered = [self.layout.render(self.messages(text), ask=True) for text in texts]
+        bodies = [self.question(text, opening=False) for text in texts]
+        return [
+            (tuple(tokens), next((i for i, (_, stop) in enumerate(spans) if stop > max(0, whole.rfind(body))), 0))
+            for whole, body, (tokens, spans) in zip(rendered, bodies, self.layout.encode(rendered), strict=True)
+        ]
+
     def encode_answered(
         self, texts: Sequence[str], labels: Sequence[str], shots: Sequence[Sequence[Shot]] | None = None
     ) -> list[Encoded]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from luthier.adapters import add_lora, load_lora, restore_lora, save_lora
 from luthier.errors import ModelError
 from luthier.files import write_json
-from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, set_backend
+from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
 from luthier.methods.base import Batch, Example, Outputs, make_batch, split_by_tokens
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
@@ -43,8 +43,7 @@ class Learner(nn.Module):
         hidden_ND = hidden_states(self.lm, forest, self.backend)
         if self.head is None:
             return Outputs(logprobs_M=logprobs(self.lm, forest, hidden_ND))
-        rows = torch.from_numpy(forest.last_row_S).to(hidden_ND.device)
-        return Outputs(logits_BL=self.head(hidden_ND[rows].float()))
+        return Outputs(logits_BL=self.head(readout(forest, hidden_ND).float()))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
@@ -58,7 +57,7 @@ class Learner(nn.Module):
             save_file(state, str(folder / HEAD_FILE))
             write_json(
                 folder / "head.json",
-                {"labels": self.head.out_features, "reads": "last hidden state of the prompt"},
+                {"labels": self.head.out_features, "reads": "mean hidden state of the text"},
             )
 
     def load(self, folder: Path) -> None:

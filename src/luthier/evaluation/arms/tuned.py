@@ -27,11 +27,11 @@ from luthier.evaluation.scoring import (
     score_labels,
     shared_beginning,
 )
-from luthier.forest.forward import hidden_states
+from luthier.forest.forward import hidden_states, readout
 from luthier.methods.base import Example, make_batch, split_by_tokens
+from luthier.methods.head import readable_sequences
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Ask
-from luthier.records import Sequence
 from luthier.training.learner import Learner
 
 
@@ -68,7 +68,7 @@ class Classifier:
         """Through the head: only the prompt is computed."""
         learner = self.learner
         assert learner.head is not None
-        rows = [(Sequence(tokens),) for tokens in self.prompt.encode(texts)]
+        rows = [(sequence,) for sequence in readable_sequences(self.prompt, texts)]
         if learner.backend != "padded" and (self.beginning is None or not self.beginning.fits(rows)):
             size = shared_beginning(rows)
             self.beginning = remember_beginning(learner.lm, rows[0][0].tokens[:size]) if size else None
@@ -81,7 +81,7 @@ class Classifier:
             batch = make_batch(micro)
             past = None if self.beginning is None else self.beginning.past
             hidden_ND = hidden_states(learner.lm, batch.forest, learner.backend, past)
-            logits_BL = learner.head(hidden_ND[torch.from_numpy(batch.forest.last_row_S)].float())
+            logits_BL = learner.head(readout(batch.forest, hidden_ND).float())
             values[[order[id(example)] for example in micro]] = torch.log_softmax(logits_BL.double(), 1).numpy()
             done += len(micro)
             if report is not None:
