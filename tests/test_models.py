@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,6 +76,16 @@ def test_a_folder_that_cannot_be_loaded_says_which_part(home, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     with pytest.raises(ModelError, match="its tokenizer cannot be loaded|its tokenizer has no"):
+        load_model(str(folder))
+
+
+def test_a_folder_without_some_weights_is_refused(home, tmp_path):
+    """transformers would fill them with random numbers and go on."""
+    folder = tiny_folder(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"2 of its weights are not in the file \(first: model.layers.1.mlp.up_proj"):
         load_model(str(folder))
 
 
@@ -155,7 +166,7 @@ def test_the_hash_follows_weights_and_tokenizer(tmp_path):
 # --- GGUF ------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path, family: str) -> LlamaForCausalLM:
+def write_gguf(path, family: str, without: str = "nothing", with_tensors: bool = True) -> LlamaForCausalLM:
     """A one-layer random llama as llama.cpp would write it: query and key rows permuted for its rotary layout."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -182,12 +193,14 @@ def write_gguf(path, family: str) -> LlamaForCausalLM:
     writer.add_bos_token_id(0)
     writer.add_chat_template("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict().items() if with_tensors else ():
         values = tensor.numpy()
+        if without in name:
+            continue
         for part, heads in (("q_proj", 4), ("k_proj", 2)):
             if part in name:
                 values = values.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(values.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", np.ascontiguousarray(values))
+        writer.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -195,21 +208,13 @@ def write_gguf(path, family: str) -> LlamaForCausalLM:
     return model
 
 
-def test_a_gguf_file_is_converted_once_and_computes_the_same(home, tmp_path):
+def test_a_gguf_file_without_its_weights_is_refused(home, tmp_path):
+    """Weights that the loader does not find must never be filled with random numbers in silence."""
     path = tmp_path / "tiny.gguf"
-    original = write_gguf(path, "llama")
-    loaded = load_model(str(path))
-    assert loaded.folder.parent == home and loaded.folder.name.startswith("tiny-")
-    tokens = loaded.tokenizer("the<|im_end|>", add_special_tokens=False)["input_ids"]
-    assert tokens == [len(TOKENS) - 1, 0], "merges and special tokens came along"
-    assert loaded.tokenizer.chat_template.startswith("{% for m in messages %}")
-    with torch.no_grad():
-        ids = torch.tensor([tokens * 3])
-        torch.testing.assert_close(loaded.model(ids).logits, original(ids).logits, atol=1e-5, rtol=1e-5)
-    before = (loaded.folder / "model.safetensors").stat().st_mtime_ns
-    assert find_model(str(path)) == loaded.folder
-    assert (loaded.folder / "model.safetensors").stat().st_mtime_ns == before
-    assert [name for name, _, _ in list_models()] == ["smollm2-135m-instruct", loaded.folder.name]
+    write_gguf(path, "llama", with_tensors=False)
+    with pytest.raises(ModelError, match="weights are not in the file|cannot read"):
+        load_model(str(path))
+    assert not list(home.glob("tiny-*"))
 
 
 def test_a_gguf_file_of_an_unknown_family_is_refused_by_name(home, tmp_path):
@@ -219,6 +224,16 @@ def test_a_gguf_file_of_an_unknown_family_is_refused_by_name(home, tmp_path):
     assert text.startswith(f"{path}: transformers cannot read this GGUF file (") and "mystery" in text
     assert text.endswith("Its family may be unknown to it; give the original model's folder or hub id instead.")
     assert not home.exists() or not os.listdir(home)
+
+
+def test_a_gguf_file_without_some_weights_is_refused(home, tmp_path):
+    path = tmp_path / "holes.gguf"
+    write_gguf(path, "llama", without="q_proj")
+    assert told(str(path)) == (
+        f"{path}: 1 of its weights are not in the file (first: model.layers.0.self_attn.q_proj.weight); they would be "
+        "random. Fetch the model again, or give another one."
+    )
+    assert not home.exists() or not list(home.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip"])

@@ -51,7 +51,8 @@ VALIDATION = [ROWS[0], ROWS[4], ROWS[8]]
 def tune_of(**changes) -> Tune:
     values = {
         "method": "candidates", "batch_size": 4, "epochs": 4.0, "learning_rate": 5e-3, "head_learning_rate": 1e-2,
-        "warmup_share": 0.2, "evaluate_every": 3, "checkpoint_every": 2,
+        "warmup_share": 0.2, "schedule": "cosine", "weight_decay": 0.01, "clip_norm": 1.0, "label_smoothing": 0.0,
+        "micro_batch_tokens": 4096, "evaluate_every": 3, "checkpoint_every": 2,
         "adapter": Adapter(rank=2, alpha=4.0),
     }  # fmt: skip
     return Tune(**(values | changes))
@@ -134,27 +135,34 @@ def test_the_forest_changes_nothing(method, tiny_path, tmp_path):
         assert histories[backend].trained_tokens == wanted.trained_tokens
 
 
+RECORDED = [  # loss, gradient norm
+    (7.138554573, 4.310925961),
+    (0.800537586, 2.417952537),
+    (4.157153130, 4.498496532),
+    (7.238883972, 4.610321045),
+    (3.760960102, 3.895496130),
+]
+
+
 def test_the_recorded_trajectory(tiny_path, tmp_path):
-    """Numbers of the day they were recorded; whoever changes them must know why."""
-    history = Training(tiny_path, tune_of(epochs=2.0)).run(tmp_path)
-    assert len(history.train) == 5
-    assert [(step["loss"], step["gradient_norm"]) for step in history.train] == [
-        pytest.approx(pair, rel=1e-5) for pair in RECORDED
-    ]
-    assert [step["learning_rate"] for step in history.train] == pytest.approx(
-        [0.0025, 0.005, 0.005 * 0.8535533905932737, 0.0025, 0.005 * 0.14644660940672627], rel=1e-12
-    )
+    """Numbers of the day they were recorded, on one and on two cores; whoever changes them must know why."""
+    history = Training(tiny_path, tune_of(epochs=2.0, learning_rate=1e-3)).run(tmp_path)
+    found = [number for step in history.train for number in (step["loss"], step["gradient_norm"])]
+    assert found == pytest.approx([number for pair in RECORDED for number in pair], rel=1e-5)
+    wanted_rates = [0.0005, 0.001, 0.001 * (2 + math.sqrt(2)) / 4, 0.0005, 0.001 * (2 - math.sqrt(2)) / 4]
+    assert [step["learning_rate"] for step in history.train] == pytest.approx(wanted_rates, rel=1e-12)
 
 
-RECORDED: list[tuple[float, float]] = []
-
-
-def test_one_batch_can_be_learnt_by_heart(tiny_path, tmp_path):
-    adapter = Adapter(rank=8, alpha=16.0)
+@pytest.mark.parametrize(("method", "epochs"), [("sft", 40.0), ("candidates", 20.0), ("head", 20.0)])
+def test_one_batch_can_be_learnt_by_heart(method, epochs, tiny_path, tmp_path):
     tune = tune_of(
-        method="sft", epochs=80.0, learning_rate=2e-2, adapter=adapter, evaluate_every=80, checkpoint_every=80
-    )
-    history = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]]).run(tmp_path)
+        method=method, epochs=epochs, learning_rate=2e-2, adapter=Adapter(rank=8, alpha=16.0), checkpoint_every=80,
+        evaluate_every=80,
+    )  # fmt: skip
+    training = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]])
+    with torch.no_grad():  # the tiny model's logits are too small to be sure of one token among 300
+        training.learner.lm.model.norm.weight.mul_(4)
+    history = training.run(tmp_path)
     assert history.train[0]["loss"] > 1 and history.train[-1]["loss"] < 0.01
 
 
@@ -173,7 +181,7 @@ def test_ten_steps_are_five_and_a_stop_and_five(method, number, tiny_path, tmp_p
         if progress.step == 5:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Stopped, match="training is saved before step 6 of 10. Run the same command again to go on"):
+    with pytest.raises(Stopped, match=r"training is saved after step 5 of 10\. Run the same command again to go on"):
         Training(tiny_path, tune).run(tmp_path / "cut", stop_after_five)
     steps: list[int] = []
     resumed = Training(tiny_path, tune)
@@ -350,7 +358,7 @@ def test_a_nan_stops_before_the_update(tiny_path, tmp_path):
     with pytest.raises(TrainingError) as caught:
         training.run(tmp_path)
     assert str(caught.value) == (
-        "step 0: loss nan, gradient norm nan; the update was not made. Lower tune.learning_rate (now 0.005) or raise "
+        "step 1: loss nan, gradient norm nan; the update was not made. Lower tune.learning_rate (now 0.005) or raise "
         "tune.warmup_share, and run again: the last checkpoint is intact."
     )
     for key, tensor in training.weights().items():
@@ -365,7 +373,7 @@ def test_an_infinite_gradient_stops_before_the_update(tiny_path):
     parameter = next(p for name, p in training.learner.trained().items() if "lora_B" in name)
     parameter.register_hook(lambda gradient: gradient * math.inf)
     before = training.weights()
-    with pytest.raises(TrainingError, match=r"step 0: loss \d\.\d+, gradient norm (inf|nan); the update was not made"):
+    with pytest.raises(TrainingError, match=r"step 1: loss \d\.\d+, gradient norm (inf|nan); the update was not made"):
         training.step(optimizer)
     assert_equal_tensors(training.weights(), before)
     assert not optimizer.state
@@ -461,7 +469,7 @@ def test_the_best_validation_is_what_is_left(tiny_path, tmp_path):
     )
     after: dict[int, dict[str, torch.Tensor]] = {}
     history = training.run(tmp_path, lambda progress: after.update({progress.step: training.weights()}))
-    best = max(history.validation, key=lambda row: (row["accuracy"], -row["loss"]))
+    best = min(history.validation, key=lambda row: row["loss"])
     assert history.best_step == best["step"] < history.num_steps
     assert_equal_tensors(training.weights(), after[history.best_step])
     loss, accuracy = evaluate(training.learner, training.method, training.validation, training.tune)
@@ -472,9 +480,10 @@ def test_the_best_validation_is_what_is_left(tiny_path, tmp_path):
 @pytest.mark.parametrize(
     ("validations", "best"),
     [
-        ([(1.0, 0.5), (2.0, 0.6), (1.5, 0.6), (1.0, 0.5)], 3),  # accuracy, then loss
-        ([(1.0, None), (0.5, None), (0.7, None)], 2),  # no accuracy: loss
-        ([(1.0, 0.5), (1.0, 0.5)], 1),  # a tie: the earlier
+        ([(1.0, 0.5), (0.9, 0.4), (1.5, 0.6)], 2),  # the loss, not the accuracy
+        ([(1.0, None), (0.5, None), (0.7, None)], 2),
+        ([(1.0, 0.5), (1.0, 0.6)], 1),  # a tie: the earlier
+        ([(0.5, 0.5), (0.0, 0.5), (0.1, 0.5)], 2),  # zero is a loss
     ],
 )
 def test_which_validation_is_best(validations, best):

@@ -101,7 +101,8 @@ class Tune(Part):
     method: Literal["head", "candidates", "sft"] = Field(
         "head",
         description="`head`: a classification head on the mean hidden state of the text, started from the "
-        "label tokens; `candidates`: cross-entropy over the labels' log-probabilities; `sft`: next-token loss on the label.",
+        "label tokens; `candidates`: cross-entropy over the labels' log-probabilities; "
+        "`sft`: next-token loss on the label.",
     )
     epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.", strict=False)
     batch_size: int = Field(16, ge=1, description="Rows of one optimizer step.")

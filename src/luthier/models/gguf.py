@@ -10,6 +10,7 @@ from transformers.utils import logging as hf_logging
 
 from luthier.errors import ModelError
 from luthier.files import new_folder
+from luthier.models.load import first_line, refuse_incomplete
 
 
 def convert_gguf(path: Path, target: Path) -> None:
@@ -23,13 +24,15 @@ def convert_gguf(path: Path, target: Path) -> None:
     try:
         hf_logging.disable_progress_bar()
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path}: transformers cannot read this GGUF file ({reason}). "
+            f"{path}: transformers cannot read this GGUF file ({first_line(error)}). "
             "Its family may be unknown to it; give the original model's folder or hub id instead."
         ) from error
+    refuse_incomplete(str(path), found)
     # the weights are plain float32 now; transformers refuses to save while it believes them quantised
     model.hf_quantizer = None
     model.is_quantized = False

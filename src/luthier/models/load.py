@@ -59,15 +59,26 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
     folder = find_model(name)
     tokenizer = load_tokenizer(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:
         raise ModelError(f"model {name}: cannot be loaded from {folder} ({first_line(error)}).") from error
+    refuse_incomplete(f"model {name}", found)
     model.requires_grad_(False)
     model.eval()
     size = sum(parameter.numel() for parameter in model.parameters())
     return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size)
+
+
+def refuse_incomplete(what: str, found: dict[str, Any]) -> None:
+    """transformers fills weights that a checkpoint lacks with random numbers; such a model is refused."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{what}: {len(missing)} of its weights are not in the file (first: {missing[0]}); they would be random. "
+            "Fetch the model again, or give another one."
+        )
 
 
 def describe_model(name: str) -> dict[str, Any]:

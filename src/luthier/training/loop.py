@@ -103,7 +103,7 @@ def train(
             if last or stopping or due:
                 save_checkpoint(folder, learner, optimizer, history)
             if stopping:
-                stop.leave(f"training is saved before step {step + 1} of {num_steps}")
+                stop.leave(f"training is saved after step {step + 1} of {num_steps}")
     load_best(learner, folder)
     return history
 
@@ -133,7 +133,7 @@ def one_step(
     norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {step}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
+            f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
             f"Lower tune.learning_rate (now {tune.learning_rate:g}) or raise tune.warmup_share, and run again: "
             "the last checkpoint is intact."
         )
