@@ -5,7 +5,7 @@ peak memory is each child's own and a slow spell of the machine hits both. What 
 why that is fair stands in README.md beside this file.
 
     python benchmarks/sft_vs_trl.py
-    python benchmarks/sft_vs_trl.py --rows ../shared/data/huffpost_kili/curie1.txt --json
+    python benchmarks/sft_vs_trl.py --rows PATH/curie1.txt --json
 """
 
 from __future__ import annotations

@@ -205,6 +205,12 @@ def test_adapter_refuses_another_model(finished, tmp_path):
         luthier.load(adapter)
 
 
+def test_damaged_prompt_file_is_a_message(tmp_path):
+    (tmp_path / "prompt.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="is damaged or from another version"):
+        luthier.load(tmp_path)
+
+
 def test_model_without_chat_template_runs_with_a_plain_layout(setting, tmp_path):
     tiny_folder(tmp_path / "bare", template=False)
     heard = Heard()

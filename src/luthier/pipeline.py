@@ -149,7 +149,8 @@ class Pipeline:
     def run_arm(self, name: str) -> dict[str, Any]:
         """One untrained arm, from the run folder if it is there."""
         self.listener.begin(name)
-        inputs = {**self.base_inputs, "arm": name, "ask": self.recipe.ask.model_dump()}
+        asks = {} if name in ("majority", "tfidf") else self.recipe.ask.model_dump(exclude={"generate_rows"})
+        inputs = {**self.base_inputs, "arm": name, "ask": asks}
 
         def compute() -> dict[str, Any]:
             arm = self.make_arm(name)

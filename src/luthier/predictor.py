@@ -84,6 +84,9 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
             f"{run}: no finished adapter here (no {PROMPT_FILE}). Give the folder of a run with a tuned arm; "
             "a run that was stopped goes on with `luthier run` and the same --out."
         ) from None
+    needed = {"task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "temperature"}
+    if not isinstance(stored, dict) or needed - stored.keys():
+        raise RunError(f"{folder / PROMPT_FILE}: is damaged or from another version. Run the recipe again.")
     from luthier.evaluation.arms import Classifier
     from luthier.models import load_model
     from luthier.prompts import ClassifyPrompt, Layout

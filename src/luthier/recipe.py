@@ -120,7 +120,7 @@ class Tune(Part):
     )
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay (not on vectors).")
+    weight_decay: float = Field(0.01, ge=0, strict=False, description="AdamW weight decay (not on vectors).")
     clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
     evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
     checkpoint_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only at validations.")
