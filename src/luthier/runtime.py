@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def keep_big_blocks() -> None:
     """Tell glibc to keep freed tensors' memory instead of returning it to the system after each one.
 
-    Cuts page faults (docs/log.md has the figures). Does nothing on another C library.
+    Cuts page faults. Does nothing on another C library.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -17,7 +17,7 @@ from torch import Tensor
 from luthier.forest.parts import MASKED
 from luthier.forest.tree import Forest, Node
 
-BLOCK_TOKENS = 160  # a subtree up to this size is one dense block: measured, see docs/log.md
+BLOCK_TOKENS = 160  # a subtree up to this size is one dense block; a first choice, not tuned
 PADDING_SHARE = 0.25  # blocks are batched together while padding stays under this share
 
 
