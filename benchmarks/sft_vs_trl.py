@@ -193,7 +193,7 @@ def compare(settings: Settings, runs: dict[str, list[Run]], facts: dict[str, Any
     pairs = itertools.product(runs["luthier"], runs["trl"])
     return {
         "rows_per_second_ratio": rate["luthier"] / rate["trl"],
-        "peak_memory_ratio": peak["trl"] / peak["luthier"],
+        "peak_memory_ratio": peak["luthier"] / peak["trl"],
         "max_loss_difference": max(loss_difference(ours, theirs) for ours, theirs in pairs),
         "losses": {side: runs[side][0].losses for side in SIDES},
         "sides": {
