@@ -80,6 +80,22 @@ def test_a_crash_in_the_block_leaves_the_old_folder(error, tmp_path):
     assert (path / "a.txt").read_text() == "old" and check_folder(path) == [] and names(tmp_path) == ["out"]
 
 
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    with new_folder(path) as aside:
+        (aside / "a.txt").write_text("old")
+    rename = Path.rename
+
+    def fail_on_the_new_one(self, target):
+        if Path(target) == path and not self.name.endswith(".old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"), new_folder(path) as aside:
+        patch.setattr(Path, "rename", fail_on_the_new_one)
+    assert (path / "a.txt").read_text() == "old" and names(tmp_path) == ["out"]
+
+
 def test_a_second_folder_replaces_the_first(tmp_path):
     path = tmp_path / "out"
     for name in ("first.txt", "second.txt"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from luthier.errors import ModelError
 from luthier.prompts import ClassifyPrompt, Layout
@@ -75,6 +76,18 @@ def test_whole_conversation_is_prompt_plus_answer_whatever_the_text():
     ):
         assert whole.tokens == (*asked, *ids("Politics", "<|im_end|>")), text
         assert prompt.layout.tokenizer.decode(asked).count(f"Text: {text}\nCategory:") == 1
+
+
+def test_the_tokenizer_adds_nothing_to_what_the_template_said():
+    """Many tokenizers put a begin-of-text token before any text; a template that says it too would double it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert tokenizer("law")["input_ids"][0] == tokenizer("law")["input_ids"][-1] == 0
+    prompt = ClassifyPrompt(TASK, Layout(tokenizer))
+    assert prompt.encode(["law"]) == prompt_with().encode(["law"])
+    assert prompt.encode_answered(["law"], ["SPORTS"]) == prompt_with().encode_answered(["law"], ["SPORTS"])
 
 
 def test_without_a_list_of_labels_and_with_another_instruction():
