@@ -16,16 +16,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a record came from: a file and its line (1-based), with licence and group where known."""
+    """Where a record came from: a file and its line (1-based), and what is known of it.
+
+    `group` keeps rows of one document, author or conversation on one side of a split. `date` is ISO 8601.
+    `synthetic` names the generator of a record that no person wrote; it never goes away again.
+    """
 
     file: str
     line: int
     licence: str | None = None
     group: str | None = None
+    date: str | None = None
+    url: str | None = None
+    synthetic: str | None = None
 
     def __str__(self) -> str:
         return f"{self.file} line {self.line}"
@@ -39,6 +47,103 @@ class Labelled:
     label: str
     source: Source
     key: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text to read: a page, a paper, a chapter of one."""
+
+    text: str
+    source: Source
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `weight` 0 keeps an assistant's turn from being trained on."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns between a user and an assistant; the last is the assistant's."""
+
+    messages: tuple[Message, ...]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text and how it goes on, without a chat template."""
+
+    prompt: str
+    completion: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction, the context it speaks of (may be empty), and the response."""
+
+    instruction: str
+    context: str
+    response: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Turns that wait for an answer; the last is the user's."""
+
+    messages: tuple[Message, ...]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, the first preferred. Answers are the turns that follow the prompt."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    source: Source
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Answers to one prompt, best first. `scores`, where known, falls with them (equal scores are ties)."""
+
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    source: Source
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A thumb up or down for one answer."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    good: bool
+    source: Source
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Words with one tag each (BIO or plain)."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    source: Source
+
+
+Record = (
+    Document | Labelled | Conversation | Completion | Instruction | Prompt | Preference | Ranking | Rating | Tagged
+)
 
 
 class Outcome(StrEnum):

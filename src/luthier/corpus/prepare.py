@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from luthier.corpus.fold import fold_text, row_key
 from luthier.corpus.formats import Columns, RawRow, read_rows
 from luthier.corpus.labels import SHOWN_CHARS, LabelTable, label_table, shorten
 from luthier.corpus.lines import Problem, recoded_note
@@ -188,26 +189,6 @@ def without_leaks(train: Cleaned, test: Cleaned) -> Cleaned:
     count = "1 training row stands" if len(leaks) == 1 else f"{len(leaks)} training rows stand"
     note = f"{train.path.name}: {count} in the test file too, removed from training; first: {leaks[0].source}."
     return replace(train, kept=tuple(kept), dropped=(*train.dropped, *leaks), notes=(*train.notes, note))
-
-
-def fold_text(text: str) -> str:
-    """The form in which copies of a text agree: case, punctuation and white space folded, symbols kept."""
-    folded = unicodedata.normalize("NFC", text).casefold()
-    spaced = folded.translate({ord(char): fold_char(char) for char in set(folded) if not char.isalnum()})
-    return " ".join(spaced.split()) or " ".join(folded.split())
-
-
-def fold_char(char: str) -> str:
-    """Nothing for an invisible format character, a space for punctuation and the like, else the character."""
-    category = unicodedata.category(char)
-    if category == "Cf":
-        return ""
-    return " " if category[0] in "PZC" or category == "Sk" else char
-
-
-def row_key(text: str, label: str) -> str:
-    """The identity of a row: a hash of its folded text and its label."""
-    return hashlib.sha256(f"{fold_text(text)}\n{label}".encode()).hexdigest()
 
 
 # --- the parts and their ledger ------------------------------------------------------------------------

@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from luthier.errors import RecipeError, did_you_mean
+from luthier.recipe.base import Part, Share, explain
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
-Share = Annotated[float, Field(gt=0, lt=1)]
 PATH_KEYS = ("data.train", "data.test")
-
-
-class Part(BaseModel):
-    """Base of every section: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Task(Part):
@@ -212,7 +206,7 @@ def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Se
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        found += [explain(item) for item in error.errors()]
+        found += [explain(item, Recipe) for item in error.errors()]
     if recipe is not None:
         found += cross_field_problems(recipe)
     if found or recipe is None:
@@ -297,34 +291,6 @@ def fold_label(label: str) -> str:
 def carries_meaning(char: str) -> bool:
     """Letters, digits, the marks that belong to letters (Hindi vowels), and what tells C, C++ and C# apart."""
     return char.isalnum() or char in "+#" or unicodedata.category(char).startswith("M")
-
-
-def explain(item: Any) -> str:
-    """One pydantic error as a sentence: field, what is wrong, what is allowed."""
-    location = ".".join(str(part) for part in item["loc"]) or "recipe"
-    if item["type"] == "extra_forbidden":
-        *parents, key = item["loc"]
-        known = known_keys(parents)
-        where = ".".join(str(part) for part in parents)
-        hint = did_you_mean(str(key), known) or f" Known keys{' of ' + where if where else ''}: {', '.join(known)}."
-        return f"{location}: unknown key.{hint}"
-    if item["type"] == "missing":
-        return f"{location}: missing; it has no default."
-    if item["type"] == "literal_error":
-        given = str(item["input"])
-        allowed = item["ctx"]["expected"]
-        return f"{location}: {given!r} is not allowed; use {allowed}." + did_you_mean(given, allowed.split("'")[1::2])
-    return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})."
-
-
-def known_keys(parents: Sequence[str | int]) -> list[str]:
-    """The keys a section takes."""
-    part: type[BaseModel] = Recipe
-    for parent in parents:
-        annotation = part.model_fields[str(parent)].annotation
-        assert isinstance(annotation, type), "sections are plain models"
-        part = annotation
-    return list(part.model_fields)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -1,0 +1,1 @@
+"""What can be done to records: each step a small file."""

@@ -1,0 +1,38 @@
+"""The recipe: one strict YAML file that says everything about a run. No torch here."""
+
+from luthier.recipe.base import Part, Share
+from luthier.recipe.run import (
+    ALL_ARMS,
+    Adapter,
+    ArmName,
+    Ask,
+    Cost,
+    Data,
+    Judge,
+    Recipe,
+    Task,
+    Tune,
+    dump_recipe,
+    fold_label,
+    load_recipe,
+    parse_recipe,
+)
+
+__all__ = [
+    "ALL_ARMS",
+    "Adapter",
+    "ArmName",
+    "Ask",
+    "Cost",
+    "Data",
+    "Judge",
+    "Part",
+    "Recipe",
+    "Share",
+    "Task",
+    "Tune",
+    "dump_recipe",
+    "fold_label",
+    "load_recipe",
+    "parse_recipe",
+]

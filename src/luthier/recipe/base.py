@@ -1,0 +1,48 @@
+"""What every section of a recipe is, and how its errors read. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from luthier.errors import did_you_mean
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Part(BaseModel):
+    """Base of every section: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def explain(item: Any, root: type[BaseModel]) -> str:
+    """One pydantic error as a sentence: field, what is wrong, what is allowed."""
+    location = ".".join(str(part) for part in item["loc"]) or root.__name__.lower()
+    if item["type"] == "extra_forbidden":
+        *parents, key = item["loc"]
+        known = known_keys(root, parents)
+        where = ".".join(str(part) for part in parents)
+        hint = did_you_mean(str(key), known) or f" Known keys{' of ' + where if where else ''}: {', '.join(known)}."
+        return f"{location}: unknown key.{hint}"
+    if item["type"] == "missing":
+        return f"{location}: missing; it has no default."
+    if item["type"] == "literal_error":
+        given = str(item["input"])
+        allowed = item["ctx"]["expected"]
+        return f"{location}: {given!r} is not allowed; use {allowed}." + did_you_mean(given, allowed.split("'")[1::2])
+    return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})."
+
+
+def known_keys(root: type[BaseModel], parents: Sequence[str | int]) -> list[str]:
+    """The keys a section takes."""
+    part: type[BaseModel] = root
+    for parent in parents:
+        annotation = part.model_fields[str(parent)].annotation
+        assert isinstance(annotation, type), "sections are plain models"
+        part = annotation
+    return list(part.model_fields)
+
+
