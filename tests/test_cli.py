@@ -75,7 +75,7 @@ def test_unknown_key_and_all_other_problems_at_once(luthier, recipe):
         ("tune.metod=sft", 'tune.metod: unknown key. Did you mean "method"?'),
         ("tune.method=stf", "tune.method: 'stf' is not allowed; use 'head', 'candidates' or 'sft'."),
         ("tune.epochs=many", "tune.epochs: input should be a valid number, unable to parse string as a"),
-        ("data.train=null", "data.train: input should be a valid string (got None)."),
+        ("data.train=null", "data: give either train (a file of rows) or corpus (inputs to prepare)."),
     ],
 )  # fmt: skip
 def test_bad_override(luthier, recipe, override, problem):

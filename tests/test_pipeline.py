@@ -126,7 +126,7 @@ def test_served_as_trained(finished):
     for answer, wanted in zip(predictor.predict(ordered), stored, strict=True):
         assert answer.label == wanted["label"]
         assert list(answer.probabilities.values()) == pytest.approx(wanted["probabilities"], abs=1e-5)
-    assert predictor.classifier.prompt.key == pipeline.prompt.key
+    assert predictor.classifier.prompt.key == pipeline.tuned_prompt.key
 
 
 def test_label_spellings_are_one_label(finished):
@@ -155,7 +155,7 @@ def test_finished_stages_are_not_done_again_and_changed_ones_are(finished):
 def test_other_methods_learn_too(setting, method):
     """Labels under another name, so that aliases are on the way too; asked exactly as trained."""
     task = {"labels": ["SPORTS", "POLITICS", "ARTS"], "aliases": {"ARTS & CULTURE": "ARTS"}}
-    changed = recipe(setting, arms=["majority", "tuned"], tune={"method": method, "epochs": 8}, task=task)
+    changed = recipe(setting, arms=["majority", "tuned"], tune={"method": method, "epochs": 8}, task=task, precision="float32")
     result = luthier.run(changed, setting / f"run-{method}")
     assert result["arms"]["tuned"]["accuracy"] > 0.9
     predictor = luthier.load(setting / f"run-{method}")

@@ -34,7 +34,7 @@ from luthier.training.loop import (
     rows_of_step,
     train,
 )
-from luthier.training.signals import Stop
+from luthier.signals import Stop
 from tiny import tiny_folder
 
 TASK = Task(labels=["SPORTS", "POLITICS", "ARTS_AND_CULTURE"], instruction="Classify the text.")

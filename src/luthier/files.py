@@ -12,27 +12,34 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
 from luthier.errors import RunError
 
 
-def write_text(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def open_aside(path: Path) -> Iterator[IO[bytes]]:
     """Write aside, sync, rename: a reader sees the old file or the new one, never half of it."""
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file, or what stood there before."""
+    with open_aside(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

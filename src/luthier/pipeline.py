@@ -76,7 +76,7 @@ class Pipeline:
     def model(self) -> LoadedModel:
         """The base model."""
         set_up_torch()
-        return load_model(self.recipe.model)
+        return load_model(self.recipe.model, precision=self.recipe.precision)
 
     @cached_property
     def backend(self) -> str:
@@ -96,6 +96,11 @@ class Pipeline:
                 "(instruction, text, answer). An -instruct model of the same family usually asks better."
             )
         return ClassifyPrompt(self.recipe.task, layout, self.recipe.task.instruction)
+
+    @cached_property
+    def tuned_prompt(self) -> ClassifyPrompt:
+        """The prompt the tuned arm learns and serves with. A head has a row for each label: no list of them is read."""
+        return self.prompt.with_(lists_labels=False) if self.recipe.tune.method == "head" else self.prompt
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -122,6 +127,7 @@ class Pipeline:
             "prompt": self.prompt.key,
             "seed": self.recipe.seed,
             "attention": self.backend,
+            "precision": self.model.precision,
         }
 
     def run(self) -> dict[str, Any]:
@@ -177,7 +183,7 @@ class Pipeline:
     def examples(self) -> tuple[list[Example], list[Example]]:
         """Training and validation rows as the method sees them; refuses what could not be learnt."""
         method = make_method(self.recipe.tune, self.recipe.task)
-        return method.view(self.prompt, self.rows.train), method.view(self.prompt, self.rows.validation)
+        return method.view(self.tuned_prompt, self.rows.train), method.view(self.tuned_prompt, self.rows.validation)
 
     def run_training(self) -> dict[str, Any]:
         """Train the adapter, or take up a training that was stopped."""
@@ -192,12 +198,12 @@ class Pipeline:
         from luthier.peek import check_trainable
 
         recipe = self.recipe
-        check_trainable(self.prompt, self.rows.train, recipe.tune, self.model.context_tokens)
+        check_trainable(self.tuned_prompt, self.rows.train, recipe.tune, self.model.context_tokens)
         method = make_method(recipe.tune, recipe.task)
         training, validation = self.examples()
         self.forget_other_training()
         set_backend(self.model.model, self.backend)
-        learner = new_learner(self.model, recipe.tune, self.prompt, recipe.seed, recipe.attention)
+        learner = new_learner(self.model, recipe.tune, self.tuned_prompt, recipe.seed, recipe.attention)
         calibrate_head(learner, training, recipe.ask.batch_tokens)
 
         def report(progress: Progress) -> None:
@@ -256,16 +262,18 @@ class Pipeline:
     def answer_tuned(self) -> dict[str, Any]:
         """Predictions of the tuned arm; writes the adapter folder."""
         tune = self.recipe.tune
-        classifier = Classifier(self.learner, self.prompt, self.recipe.ask.batch_tokens)
+        classifier = Classifier(self.learner, self.tuned_prompt, self.recipe.ask.batch_tokens)
         chosen = f"LoRA rank {tune.adapter.rank}, method {tune.method}, {tune.epochs:g} epochs"
         arm = Tuned(classifier, chosen)
-        value = store(arm.run(self.rows, self.prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
+        value = store(arm.run(self.rows, self.tuned_prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
         with new_folder(self.folder.adapter) as aside:
             self.learner.save(aside)
             name_base_model(aside, public_name(self.recipe.model))
             write_json(
                 aside / "prompt.json",
-                describe_prompt(self.prompt, self.recipe.model, self.model.sha256, tune.method, classifier.temperature),
+                describe_prompt(
+                    self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature
+                ),
             )
         return value
 
@@ -301,7 +309,7 @@ class Pipeline:
             self.recipe,
             self.model,
             self.backend,
-            self.prompt,
+            self.tuned_prompt,
             self.prepared,
             arms,
             training,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import RunError
-from luthier.recipe import Task
+from luthier.recipe import Recipe, Task
 
 if TYPE_CHECKING:
     from luthier.evaluation.arms import Classifier
@@ -52,7 +52,7 @@ class Predictor:
 
 
 def describe_prompt(
-    prompt: ClassifyPrompt, model: str, model_sha256: str, method: str, temperature: float
+    prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, temperature: float
 ) -> dict[str, Any]:
     """What is stored beside an adapter so that it can only be asked as it was trained."""
     return {
@@ -62,9 +62,10 @@ def describe_prompt(
         "lists_labels": prompt.lists_labels,
         "template": prompt.layout.template,
         "prompt_key": prompt.key,
-        "model": model,
+        "model": recipe.model,
+        "precision": recipe.precision,
         "model_sha256": model_sha256,
-        "method": method,
+        "method": recipe.tune.method,
         "temperature": temperature,
     }
 
@@ -84,7 +85,7 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
             f"{run}: no finished adapter here (no {PROMPT_FILE}). Give the folder of a run with a tuned arm; "
             "a run that was stopped goes on with `luthier run` and the same --out."
         ) from None
-    needed = {"task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "temperature"}
+    needed = {"task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "precision", "temperature"}
     if not isinstance(stored, dict) or needed - stored.keys():
         raise RunError(f"{folder / PROMPT_FILE}: is damaged or from another version. Run the recipe again.")
     from luthier.evaluation.arms import Classifier
@@ -94,7 +95,7 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     from luthier.training.learner import load_learner
 
     set_up_torch()
-    model = load_model(stored["model"])
+    model = load_model(stored["model"], precision=stored["precision"])
     if model.sha256 != stored["model_sha256"]:
         raise RunError(
             f'{run}: the model "{stored["model"]}" found here is not the one the adapter was trained on '

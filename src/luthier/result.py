@@ -80,7 +80,7 @@ def build_result(
         "recipe": dump_recipe(recipe),
         "currency": recipe.cost.currency,
         "machine_per_hour": hourly,
-        "environment": environment(prepared, backend),
+        "environment": environment(prepared, backend, model.precision),
     }
 
 
@@ -223,7 +223,7 @@ def mistakes(value: dict[str, Any], test: tuple[Labelled, ...], labels: list[str
     return sorted(wrong, key=lambda item: -(item["probability"] or 1.0))[:MISTAKES]
 
 
-def environment(prepared: Prepared, backend: str) -> dict[str, str]:
+def environment(prepared: Prepared, backend: str, precision: str) -> dict[str, str]:
     """Versions, hardware and hashes that the figures depend on."""
     packages = ("luthier", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "bm25s", "numpy")
     return {
@@ -233,7 +233,7 @@ def environment(prepared: Prepared, backend: str) -> dict[str, str]:
         "processor": processor_name(),
         "threads": str(num_threads()),
         "attention": backend,
-        "precision": "float32",
+        "precision": precision,
         "data hash": data_hash(prepared)[:16],
     }
 

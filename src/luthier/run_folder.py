@@ -68,12 +68,12 @@ def read_stage(path: Path) -> dict[str, Any] | None:
 
 
 @functools.cache
-def code_hash() -> str:
-    """Content hash of the package's own source, but for what only prints or draws."""
+def code_hash(*packages: str) -> str:
+    """Content hash of the package's own source, but for what only prints or draws; or of some packages of it."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         relative = file.relative_to(root)
-        if relative.parts[0] not in NOT_CODE_OF_RESULTS:
+        if relative.parts[0] in packages if packages else relative.parts[0] not in NOT_CODE_OF_RESULTS:
             digest.update(f"{relative} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

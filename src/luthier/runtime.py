@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -53,3 +56,29 @@ def set_up_torch() -> None:
 
     keep_big_blocks()
     torch.set_num_threads(num_threads())
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (Intel AMX); elsewhere it is emulated."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Inside it, float32 matrix products on a CPU round their factors to bfloat16 and add up in float32."""
+    import torch
+
+    if precision != "bfloat16":
+        yield
+        return
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

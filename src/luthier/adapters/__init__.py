@@ -1,5 +1,6 @@
-"""Adapters: what is trained on top of a frozen model."""
+"""Kinds of adapters: what is trained, saved and loaded. The formats are PEFT's."""
 
+from luthier.adapters.fused import fuse
 from luthier.adapters.lora import add_lora, load_lora, name_base_model, restore_lora, save_lora
 
-__all__ = ["add_lora", "load_lora", "name_base_model", "restore_lora", "save_lora"]
+__all__ = ["add_lora", "fuse", "load_lora", "name_base_model", "restore_lora", "save_lora"]

@@ -105,7 +105,7 @@ def peek_command(
     from luthier.recipe import load_recipe
 
     pipeline = Pipeline(load_recipe(recipe, overrides or []), Path(), Plain(quiet=as_json))
-    found = peek(pipeline.recipe, pipeline.prompt, pipeline.prepared, rows, pipeline.model.context_tokens)
+    found = peek(pipeline.recipe, pipeline.tuned_prompt, pipeline.prepared, rows, pipeline.model.context_tokens)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:

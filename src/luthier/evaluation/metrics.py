@@ -209,20 +209,24 @@ def risk_coverage(confidence_B: Floats, correct_B: Correct) -> list[RiskCoverage
 
 
 def fit_temperature(log_probs_BL: Floats, gold_B: Indices) -> float:
-    """The temperature T that makes the gold labels most likely (Guo et al. 2017, section 4.2).
+    """The temperature T that makes the gold labels most likely (Guo et al. 2017, section 4.2), with a doubt.
 
-        T = argmin over T of  -mean_B ln softmax(log_probs_BL / T)[gold_B]
+        T = argmin over T of  -mean_B sum_L t_BL ln softmax(log_probs_BL / T),   t = 1 - e for gold, e / (L - 1) else
 
-    Fit it on validation rows, never on test rows. Logits serve as well as log-probabilities: softmax does not
-    see a constant. The loss has one minimum (it is convex in 1 / T), searched over ln T in TEMPERATURES:
-    where every row is right the loss falls for ever as T goes to 0, and the answer is the edge of that range.
+    with e = 1 / (B + 2) (Platt 1999, section 2.2): some rows, all of them right, do not prove that the next one is.
+    Without the doubt a model that errs on no validation row would answer with probability 1. Fit it on validation
+    rows, never on test rows. Logits serve as well as log-probabilities: softmax does not see a constant. The loss
+    has one minimum (it is convex in 1 / T), searched over ln T in TEMPERATURES.
     """
     log_probs_BL, gold_B = check_scores(log_probs_BL, gold_B)
-    rows_B = np.arange(len(gold_B))
+    num_rows, num_labels = log_probs_BL.shape
+    doubt = 1.0 / (num_rows + 2)
+    target_BL = np.full((num_rows, num_labels), doubt / max(1, num_labels - 1))
+    target_BL[np.arange(num_rows), gold_B] = 1.0 - doubt
 
     def loss(log_temperature: float) -> float:
         tempered_BL = apply_temperature(log_probs_BL, float(np.exp(log_temperature)))
-        return float(-np.mean(tempered_BL[rows_B, gold_B]))
+        return float(-np.sum(target_BL * tempered_BL) / num_rows)
 
     found = optimize.minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))

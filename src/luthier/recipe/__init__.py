@@ -1,6 +1,7 @@
 """The recipe: one strict YAML file that says everything about a run. No torch here."""
 
 from luthier.recipe.base import Part, Share
+from luthier.recipe.corpus import Corpus
 from luthier.recipe.run import (
     ALL_ARMS,
     Adapter,
@@ -12,8 +13,10 @@ from luthier.recipe.run import (
     Recipe,
     Task,
     Tune,
+    corpus_of,
     dump_recipe,
     fold_label,
+    load_corpus,
     load_recipe,
     parse_recipe,
 )
@@ -23,6 +26,7 @@ __all__ = [
     "Adapter",
     "ArmName",
     "Ask",
+    "Corpus",
     "Cost",
     "Data",
     "Judge",
@@ -31,8 +35,10 @@ __all__ = [
     "Share",
     "Task",
     "Tune",
+    "corpus_of",
     "dump_recipe",
     "fold_label",
+    "load_corpus",
     "load_recipe",
     "parse_recipe",
 ]

@@ -37,12 +37,16 @@ def explain(item: Any, root: type[BaseModel]) -> str:
 
 
 def known_keys(root: type[BaseModel], parents: Sequence[str | int]) -> list[str]:
-    """The keys a section takes."""
-    part: type[BaseModel] = root
+    """The keys a section takes; an index stands for an item of a list."""
+    part = root
     for parent in parents:
-        annotation = part.model_fields[str(parent)].annotation
-        assert isinstance(annotation, type), "sections are plain models"
-        part = annotation
+        if isinstance(parent, str):
+            part = section_of(part.model_fields[parent].annotation)
     return list(part.model_fields)
 
 
+def section_of(annotation: Any) -> type[BaseModel]:
+    """The section in an annotation such as `Adapter`, `list[Input]` or `Corpus | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(section_of(inner) for inner in get_args(annotation) if inner is not type(None))

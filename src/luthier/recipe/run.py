@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Share, explain
+from luthier.recipe.corpus import Corpus
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
@@ -60,7 +61,11 @@ class Task(Part):
 class Data(Part):
     """Where the rows are, and how they are split."""
 
-    train: str = Field(description="Training rows: .jsonl, .csv, .tsv or a text file of `text|LABEL` lines.")
+    train: str | None = Field(
+        None,
+        description="Training rows: .jsonl, .csv, .tsv, .parquet or a text file of `text|LABEL` lines. Must be given, "
+        "unless `corpus` is.",
+    )
     test: str | None = Field(None, description="Held-out rows. Without it, `test_share` of `train` is held out.")
     format: Literal["auto", "jsonl", "csv", "lines"] = Field(
         "auto", description="File format; `auto` goes by the file's ending."
@@ -73,6 +78,9 @@ class Data(Part):
     )
     test_share: Share = Field(0.2, description="Share held out when there is no test file.")
     max_tokens: int = Field(512, ge=8, description="Rows whose text has more tokens are dropped, and said.")
+    corpus: Corpus | None = Field(
+        None, description="Prepare the rows first, from documents or records of any shape (`luthier data prepare`)."
+    )
     max_dropped_share: float = Field(
         0.5, ge=0, le=1, description="The run refuses when more than this share of a file's rows is dropped."
     )
@@ -165,6 +173,11 @@ class Recipe(Part):
     attention: Literal["auto", "grouped", "dense", "padded"] = Field(
         "auto", description="Token forest backend; `auto` is `grouped` for proven families, else `padded`."
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Factors of the linear layers' products; sums stay float32. `auto` is `bfloat16` where the "
+        "processor has matrix units for it (Intel AMX), else `float32`.",
+    )
     task: Task = Field(description="What the model must do.")
     data: Data = Field(description="The rows.")
     arms: list[ArmName] = Field(
@@ -181,7 +194,53 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     `overrides` are `path.to.key=value` texts, values in YAML. Raises RecipeError with every problem found.
     """
-    path = Path(path)
+    values, problems = read_values(Path(path), overrides)
+    return parse_recipe(values, str(path), problems)
+
+
+def load_corpus(path: str | Path, overrides: Sequence[str] = ()) -> Corpus:
+    """The corpus of a recipe file (`data.corpus`); what else the recipe says need not be there yet."""
+    values, problems = read_values(Path(path), overrides)
+    data = values.get("data")
+    corpus = data.get("corpus") if isinstance(data, dict) else None
+    if not isinstance(corpus, dict):
+        raise RecipeError(str(path), [*problems, "has no section data.corpus with the key inputs."])
+    return parse_corpus(corpus, str(path), problems, "data.corpus.")
+
+
+def corpus_of(files: Sequence[str], overrides: Sequence[str] = ()) -> Corpus:
+    """A corpus of some files, all else at its default; `overrides` are `path.to.key=value` inside the corpus."""
+    values: dict[str, Any] = {"inputs": [{"path": str(Path(file).expanduser().absolute())} for file in files]}
+    return parse_corpus(values, "the command", apply_overrides(values, overrides))
+
+
+def parse_corpus(values: Mapping[str, Any], source: str, problems: Sequence[str] = (), prefix: str = "") -> Corpus:
+    """A Corpus from plain values; RecipeError lists all problems at once."""
+    try:
+        corpus = Corpus.model_validate(values)
+    except ValidationError as error:
+        found = [*problems, *(prefix + explain(item, Corpus) for item in error.errors())]
+        raise RecipeError(source, found) from None
+    if found := [*problems, *(prefix + problem for problem in corpus_problems(corpus))]:
+        raise RecipeError(source, found)
+    return corpus
+
+
+def corpus_problems(corpus: Corpus) -> list[str]:
+    """Rules of a corpus that need more than one field."""
+    problems = []
+    if corpus.split.validation_share + corpus.split.test_share >= 1:
+        problems.append("split: validation_share and test_share leave nothing to train on.")
+    chunking = corpus.steps.chunking
+    if chunking.max_tokens and chunking.overlap_tokens >= chunking.max_tokens:
+        problems.append("steps.chunking: overlap_tokens must be smaller than max_tokens.")
+    if (corpus.mixing.replay or corpus.mixing.temperature != 1.0) and not corpus.mixing.enabled:
+        problems.append("mixing: set enabled: true, or its other keys do nothing.")
+    return problems
+
+
+def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of a recipe file with its paths made absolute, and the problems of the overrides."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -195,8 +254,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError(str(path), ["must be a mapping with the keys model, task, data, ..."])
     anchor_paths(values, path.parent.resolve())
-    problems = apply_overrides(values, overrides)
-    return parse_recipe(values, str(path), problems)
+    return values, apply_overrides(values, overrides)
 
 
 def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> Recipe:
@@ -220,9 +278,24 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     if not isinstance(data, dict):
         return
     for dotted in PATH_KEYS:
-        key = dotted.removeprefix("data.")
-        if isinstance(data.get(key), str):
-            data[key] = str(folder / Path(data[key]).expanduser())
+        anchor(data, dotted.removeprefix("data."), folder)
+    corpus = data.get("corpus")
+    if not isinstance(corpus, dict):
+        return
+    inputs = corpus.get("inputs")
+    for source in inputs if isinstance(inputs, list) else []:
+        anchor(source, "path", folder)
+    anchor(corpus.get("split"), "frozen", folder)
+    anchor(corpus.get("mixing"), "replay", folder)
+    contamination = corpus.get("contamination")
+    if isinstance(contamination, dict) and isinstance(contamination.get("against"), list):
+        contamination["against"] = [str(folder / Path(str(path)).expanduser()) for path in contamination["against"]]
+
+
+def anchor(section: object, key: str, folder: Path) -> None:
+    """Make one path of a section absolute, where it is there."""
+    if isinstance(section, dict) and isinstance(section.get(key), str):
+        section[key] = str(folder / Path(section[key]).expanduser())
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
@@ -254,6 +327,10 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
     """Rules that need more than one field, all of them."""
     problems = []
     task = recipe.task
+    if (recipe.data.train is None) == (recipe.data.corpus is None):
+        problems.append("data: give either train (a file of rows) or corpus (inputs to prepare).")
+    if recipe.data.corpus is not None:
+        problems += [f"data.corpus.{problem}" for problem in corpus_problems(recipe.data.corpus)]
     folded: dict[str, str] = {}
     for label in task.labels:
         key = fold_label(label)

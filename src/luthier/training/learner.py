@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.adapters import add_lora, load_lora, restore_lora, save_lora
+from luthier.adapters import add_lora, fuse, load_lora, restore_lora, save_lora
 from luthier.errors import ModelError
 from luthier.files import write_json
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
@@ -75,6 +75,7 @@ def new_learner(model: LoadedModel, tune: Tune, prompt: ClassifyPrompt | None, s
         assert prompt is not None, "a head needs the labels"
         head = label_head(model, prompt)
     wrapper = add_lora(model.model, tune.adapter, seed, model.folder)
+    fuse(wrapper, model.precision)
     return Learner(wrapper, head, chosen)
 
 
@@ -102,6 +103,7 @@ def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
     """A trained learner, frozen."""
     chosen, _ = choose_backend(model.model, backend)
     wrapper = load_lora(model.model, folder)
+    fuse(wrapper, model.precision)
     head = None
     if (folder / HEAD_FILE).is_file():
         state = load_file(str(folder / HEAD_FILE))

@@ -32,7 +32,7 @@ from luthier.training.checkpoint import (
     save_checkpoint,
 )
 from luthier.training.learner import Learner
-from luthier.training.signals import Stop
+from luthier.signals import Stop
 
 Report = Callable[[Progress], None]
 

@@ -1,0 +1,107 @@
+"""The fused LoRA layer gives PEFT's numbers; rounded products are what they say."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from luthier.adapters.fused import LoraLinear, fits, fuse
+from luthier.errors import ModelError
+from luthier.models import load
+from luthier.runtime import has_fast_bfloat16, products
+
+
+class Two(nn.Module):
+    """Two linear layers, one with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(12, 20, bias=True)
+        self.down = nn.Linear(20, 12, bias=False)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(x)))
+
+
+def adapted(seed=0, dtype=torch.float64, **settings):
+    torch.manual_seed(seed)
+    wrapper = get_peft_model(Two().to(dtype), LoraConfig(r=3, lora_alpha=7, target_modules=["up", "down"], **settings))
+    for name, parameter in wrapper.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, dtype=dtype)
+    return wrapper
+
+
+def gradients(wrapper, x):
+    x = x.clone().requires_grad_()
+    out = wrapper(x)
+    (out * torch.arange(out.numel(), dtype=out.dtype).view_as(out).cos()).sum().backward()
+    found = {name: p.grad.clone() for name, p in wrapper.named_parameters() if p.grad is not None}
+    return out.detach(), x.grad, found
+
+
+def test_output_and_gradients_are_those_of_peft():
+    plain, fused = adapted(), adapted()
+    assert fuse(fused, "float32") == 2
+    x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted, got = gradients(plain, x), gradients(fused, x)
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[1], wanted[1], rtol=1e-12, atol=1e-12)
+    assert got[2].keys() == wanted[2].keys() and len(got[2]) == 4
+    for name, gradient in wanted[2].items():
+        torch.testing.assert_close(got[2][name], gradient, rtol=1e-11, atol=1e-11)
+
+
+def test_gradients_agree_with_finite_differences():
+    generator = torch.Generator().manual_seed(2)
+    shapes = ((4, 6), (5, 6), (2, 6), (5, 2))
+    x, weight, a, b = (torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes)
+    for tensor in (x, a, b):
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: LoraLinear.apply(x, weight, None, a, b, (1.5, "float32")), (x, a, b)
+    )
+
+
+def test_an_input_without_gradient_costs_none():
+    fused = adapted()
+    fuse(fused, "float32")
+    fused(torch.randn(3, 12, dtype=torch.float64)).sum().backward()
+    assert fused.base_model.model.up.lora_A["default"].weight.grad is not None
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}])
+def test_other_kinds_keep_their_own_forward(settings):
+    assert fuse(adapted(**settings), "float32") == 0
+
+
+def test_a_trained_base_is_not_fused():
+    wrapper = adapted()
+    layer = wrapper.base_model.model.up
+    assert fits(layer)
+    layer.base_layer.weight.requires_grad_(True)
+    assert not fits(layer)
+
+
+def test_products_are_rounded_inside_only_and_also_after_an_error():
+    a, b = torch.randn(64, 96), torch.randn(96, 80)
+    exact = a @ b
+    with pytest.raises(ValueError, match="inside"), products("bfloat16"):
+        inside = a @ b
+        raise ValueError("inside")
+    assert torch.equal(a @ b, exact)
+    error = float((inside - exact).norm() / exact.norm())
+    assert error < 0.01
+    assert error > 1e-5 or not has_fast_bfloat16()
+    with products("float32"):
+        assert torch.equal(a @ b, exact)
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
+    monkeypatch.setattr(load, "has_fast_bfloat16", lambda: False)
+    assert load.choose_precision("auto") == "float32"
+    with pytest.raises(ModelError, match=r"no hardware on this processor.*Set precision: auto or float32"):
+        load.choose_precision("bfloat16")
+    monkeypatch.setattr(load, "has_fast_bfloat16", lambda: True)
+    assert load.choose_precision("auto") == load.choose_precision("bfloat16") == "bfloat16"
+    assert load.choose_precision("float32") == "float32"
