@@ -345,10 +345,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("a.json", b' [{"text": "a"}]', "is a JSON array. Write one JSON object a line (JSON lines)."),
         ("a.csv", b"text,text,label\na,b,A\n", 'the header has the column "text" 2 times (data.text).'),
         (
-            "a.parquet",
-            b"PAR1",
-            'unknown file ending ".parquet". Known: .jsonl and .json (one JSON object a line), .csv, .tsv, '
-            ".txt (text|LABEL lines). Set data.format to jsonl, csv or lines to choose one.",
+            "a.xlsx",
+            b"text",
+            'unknown file ending ".xlsx". Known: .jsonl and .json (one JSON object a line), .csv, .tsv, '
+            ".parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
+            "Set data.format to jsonl, csv or lines to choose one.",
         ),
         (
             "a.txt",

@@ -18,6 +18,11 @@ class RecipeError(LuthierError):
         count = len(self.problems)
         head = f"{source}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+        self.source = source
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, list[str]]]:
+        """So that it comes whole out of a worker process."""
+        return type(self), (self.source, self.problems)
 
 
 class DataError(LuthierError):

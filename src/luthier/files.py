@@ -63,7 +63,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 path.rename(old)
             aside.rename(path)
-            sync_folder(path.parent)
+            sync_entries(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             if old.exists() and not path.exists():
@@ -99,6 +99,11 @@ def sync_folder(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+    sync_entries(path)
+
+
+def sync_entries(path: Path) -> None:
+    """Force the names in a folder to disk, not what they name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

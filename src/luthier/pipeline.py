@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.adapters import name_base_model
+from luthier.corpus.build import prepare_corpus
 from luthier.corpus.prepare import Prepared, data_hash, prepare
 from luthier.errors import DataError
 from luthier.evaluation.arms import (
@@ -31,7 +32,8 @@ from luthier.models import LoadedModel, load_model, public_name
 from luthier.predictor import describe_prompt
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
-from luthier.recipe import Recipe, dump_recipe, load_recipe
+from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
+from luthier.report.data_page import write_data_page
 from luthier.records import Outcome, Prediction
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
@@ -39,6 +41,8 @@ from luthier.runtime import peak_memory_bytes, reset_peak_memory, set_up_torch
 from luthier.training.checkpoint import Progress
 from luthier.training.learner import Learner, calibrate_head, load_learner, new_learner
 from luthier.training.loop import train
+
+ONE_SHARD = 1 << 40  # rows
 
 
 def run(
@@ -111,7 +115,22 @@ class Pipeline:
             encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
             return [len(tokens) for tokens in encoded["input_ids"]]
 
-        return prepare(self.recipe.task, self.recipe.data, self.recipe.seed, count_tokens)
+        return prepare(self.recipe.task, self.rows_data, self.recipe.seed, count_tokens)
+
+    @cached_property
+    def rows_data(self) -> Data:
+        """Where the rows are: as the recipe says, or in the corpus that is prepared first, under `corpus`."""
+        data = self.recipe.data
+        if data.corpus is None:
+            return data
+        folder = self.out / "corpus"
+        corpus = data.corpus.model_copy(update={"shard_rows": ONE_SHARD, "output": "jsonl", "write": "luthier"})
+        ledger = prepare_corpus(corpus, folder, self.listener)
+        write_data_page(folder / "data.html", ledger)
+        records = folder / "records"
+        test = records / "test-00000.jsonl"
+        changes = {"train": str(records / "train-00000.jsonl"), "test": str(test) if test.is_file() else None}
+        return data.model_copy(update={**changes, "format": "jsonl", "text": "text", "label": "label"})
 
     @cached_property
     def rows(self) -> Rows:
@@ -271,9 +290,7 @@ class Pipeline:
             name_base_model(aside, public_name(self.recipe.model))
             write_json(
                 aside / "prompt.json",
-                describe_prompt(
-                    self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature
-                ),
+                describe_prompt(self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature),
             )
         return value
 

@@ -67,12 +67,12 @@ def fuse(wrapper: nn.Module, precision: str) -> int:
     return len(fitting)
 
 
-def fits(module: nn.Module) -> bool:
+def fits(module: Any) -> bool:
     """Whether a module is a LoRA layer of the plain kind."""
     if type(module) is not PeftLinear or type(module.base_layer) is not nn.Linear or len(module.active_adapters) != 1:
         return False
     name = module.active_adapters[0]
-    return (
+    return bool(
         not module.merged
         and name not in module.lora_variant
         and isinstance(module.lora_dropout[name], nn.Identity)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli.data import data_app
+from luthier.cli.options import Json, Overrides
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -20,20 +22,10 @@ app = typer.Typer(
     help="Adapt a language model to your domain, prove on held-out rows that it was worth it, and use the result.",
 )
 models_app = typer.Typer(no_args_is_help=True, help="Find, fetch and describe models.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data as training sees it.")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change a key of the recipe: path.to.key=value. May be given again.",
-        metavar="KEY=VALUE",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else on standard output.")]
 
 
 @app.command("run")
@@ -89,27 +81,6 @@ def predict_command(
         return
     for answer in answers:
         typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
-
-
-@data_app.command("peek")
-def peek_command(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
-    as_json: Json = False,
-) -> None:
-    """Ledger, label counts, token lengths, and rows with trained and untrained tokens in two colours."""
-    from luthier.cli.screen import Plain, print_peek
-    from luthier.peek import peek
-    from luthier.pipeline import Pipeline
-    from luthier.recipe import load_recipe
-
-    pipeline = Pipeline(load_recipe(recipe, overrides or []), Path(), Plain(quiet=as_json))
-    found = peek(pipeline.recipe, pipeline.tuned_prompt, pipeline.prepared, rows, pipeline.model.context_tokens)
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
-    else:
-        print_peek(found)
 
 
 @models_app.command("list")

@@ -216,3 +216,35 @@ def print_peek(found: dict[str, Any]) -> None:
         console.print()
     trained = "the class head's answer" if found["method"] == "head" else "trained tokens"
     console.print(Text.assemble(("grey", "dim"), " = read only, ", ("green", "black on green"), f" = {trained}"))
+
+
+def print_ledger(ledger: dict[str, Any], out: Path) -> None:
+    """What became of the rows of a corpus."""
+    console = Console()
+    parts = ", ".join(f"{count:,} {part}" for part, count in ledger["parts"].items())
+    console.print(f"{ledger['rows_in']:,} rows in, {ledger['rows_kept']:,} kept ({parts})")
+    if ledger["dropped"]:
+        table = Table("dropped", "rows", "by", "for example", box=None, pad_edge=False)
+        for entry in ledger["dropped"]:
+            example = entry["examples"][0] if entry["examples"] else None
+            shown = "" if example is None else f"{example['source']}: {example['detail']}"
+            table.add_row(entry["reason"], f"{entry['count']:,}", entry["step"], escape(shown))
+        console.print(table)
+    if ledger["personal"]:
+        found = ", ".join(f"{kind} {entry['count']:,}" for kind, entry in ledger["personal"].items())
+        console.print(f"personal data: {found}")
+    if ledger["num_leaks"]:
+        console.print(f"[yellow]{ledger['num_leaks']:,} training rows stand in test rows or known benchmarks[/]")
+    page = out / "data.html"
+    console.print(f"records: {out / 'records'}" + (f"\npage:    {page}" if page.is_file() else ""), soft_wrap=True)
+
+
+def print_records(records: list[dict[str, Any]]) -> None:
+    """Records as they were read."""
+    console = Console()
+    for record in records:
+        source = record["source"]
+        console.print(f"[bold]{escape(record['kind'])}[/]  {escape(source['file'])} line {source['line']}")
+        for name, value in record.items():
+            if name not in ("kind", "source") and value not in (None, ""):
+                console.print(f"  {name}: {escape(str(value))}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The file formats: JSON lines, CSV and TSV, `text|LABEL` lines. A format is one function here.
+"""The file formats: JSON lines, CSV and TSV, Parquet, `text|LABEL` lines. A format is one function here.
 
 Every row of a file comes out as a RawRow, also one that cannot be used: it carries its problem. What is
 wrong with the whole file (its format, its columns) is a DataError.
@@ -16,11 +16,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from luthier.corpus.lines import MAX_LINE_BYTES, Line, Problem, inspect_file, read_lines
+from luthier.corpus.documents.parquet import parquet_rows
+from luthier.corpus.documents.unpack import MAX_FILE_BYTES, ending_of
+from luthier.corpus.lines import MAX_LINE_BYTES, Line, Problem, inspect_file, read_head, read_lines
 from luthier.errors import DataError, did_you_mean
 from luthier.records import Source
 
-ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".txt": "lines"}
+ENDINGS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".txt": "lines",
+    ".parquet": "parquet",
+}  # fmt: skip
 FIRST_ROWS = 20
 TEXT, LABEL = "text", "label"
 
@@ -76,20 +81,24 @@ def read_rows(
 ) -> Iterator[RawRow]:
     """The rows of a data file; blank lines (CSV: rows of empty fields) are no rows.
 
-    `format` is `auto` (by the file's ending), `jsonl`, `csv` (tabs in a .tsv file) or `lines`; `separator`
-    counts for `lines` only, where its last occurrence parts text and label.
+    `format` is `auto` (by the file's ending), `jsonl`, `csv` (tabs in a .tsv file), `parquet` or `lines`;
+    `separator` counts for `lines` only, where its last occurrence parts text and label. Files may be compressed
+    (.gz or .zst after the ending).
 
     Raises:
         DataError: no such file, empty or not text, an unknown ending, or a column that no row has.
     """
-    kind = ENDINGS.get(path.suffix.lower()) if format == "auto" else format
+    kind = ENDINGS.get(ending_of(path)) if format == "auto" else format
+    if kind == "parquet":
+        read_head(path)
+        cells = (Cells(number, values) for number, values in parquet_rows(path, MAX_FILE_BYTES))
+        return rows_from(path, cells, columns)
     inspect_file(path)
     lines = read_lines(path, max_line_bytes)
     if kind == "jsonl":
         return rows_from(path, json_cells(path, lines), columns)
     if kind == "csv":
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        return rows_from(path, csv_cells(path, lines, columns, delimiter), columns)
+        return rows_from(path, csv_cells(path, lines, columns, delimiter_of(path)), columns)
     if kind == "lines":
         advice = (
             f'none of the first lines holds the separator "{separator}". Write text{separator}LABEL lines, '
@@ -97,8 +106,9 @@ def read_rows(
         )
         return rows_from(path, line_cells(lines, separator), Columns(), advice)
     raise DataError(
-        f'{path}: unknown file ending "{path.suffix}". Known: .jsonl and .json (one JSON object a line), '
-        ".csv, .tsv, .txt (text|LABEL lines). Set data.format to jsonl, csv or lines to choose one."
+        f'{path}: unknown file ending "{ending_of(path)}". Known: .jsonl and .json (one JSON object a line), '
+        ".csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
+        "Set data.format to jsonl, csv or lines to choose one."
     )
 
 
@@ -150,8 +160,16 @@ def line_cells(lines: Iterator[Line], separator: str) -> Iterator[Cells]:
                 yield Cells(line.number, {TEXT: line.text}, problem, recoded)
 
 
-def csv_cells(path: Path, lines: Iterator[Line], columns: Columns, delimiter: str) -> Iterator[Cells]:
-    """CSV or TSV with a header. Windows-1252 lines of the header are told with the first row."""
+def delimiter_of(path: Path) -> str:
+    """Tabs in a .tsv file, else commas."""
+    return "\t" if ending_of(path) == ".tsv" else ","
+
+
+def csv_cells(path: Path, lines: Iterator[Line], columns: Columns | None, delimiter: str) -> Iterator[Cells]:
+    """CSV or TSV with a header. Windows-1252 lines of the header are told with the first row.
+
+    Without `columns` to look for, all are taken; of two with the same name, the second becomes `name (2)`.
+    """
     records = csv_records(lines, delimiter)
     head = next(records, None)
     if head is None:
@@ -159,13 +177,26 @@ def csv_cells(path: Path, lines: Iterator[Line], columns: Columns, delimiter: st
     if head.problem:
         raise DataError(f"{path} line {head.lines[0].number}: the header cannot be read: {head.problem.detail}")
     header = [name.strip() for name in head.fields]
-    check_header(path, header, columns, delimiter)
+    if columns:
+        check_header(path, header, columns, delimiter)
+    else:
+        header = distinct(header)
     pending = recoded_lines(head)
     for record in records:
         problem = record.problem or extra_fields(record.fields, header)
         values = None if problem else dict(zip(header, record.fields, strict=False))
         yield Cells(record.lines[0].number, values, problem, pending + recoded_lines(record))
         pending = ()
+
+
+def distinct(header: list[str]) -> list[str]:
+    """The names, numbered from their second time on, so that no column hides another."""
+    seen: dict[str, int] = {}
+    names = []
+    for name in header:
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
 
 
 def csv_records(lines: Iterator[Line], delimiter: str) -> Iterator[Record]:

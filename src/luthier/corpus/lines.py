@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from luthier.corpus.documents.unpack import MAX_FILE_BYTES, ending_of, open_bytes
 from luthier.errors import DataError, did_you_mean
 
 MAX_LINE_BYTES = 10_000_000
@@ -36,9 +37,14 @@ class Line:
     recoded: bool = False
 
 
-def read_lines(path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    """Lines of a file, numbered from 1; a line over `max_line_bytes` is skipped unread and says so."""
-    with path.open("rb") as handle:
+def read_lines(
+    path: Path, max_line_bytes: int = MAX_LINE_BYTES, max_file_bytes: int = MAX_FILE_BYTES
+) -> Iterator[Line]:
+    """Lines of a file, numbered from 1; a line over `max_line_bytes` is skipped unread and says so.
+
+    .gz and .zst are unpacked as they are read; an UnpackError ends the lines where that fails.
+    """
+    with open_bytes(path, max_file_bytes) as handle:
         for number, raw in enumerate(bounded_lines(handle, max_line_bytes), start=1):
             if raw is None:
                 detail = f"the line is longer than {max_line_bytes:,} bytes. Is a line end missing?"
@@ -98,13 +104,13 @@ def inspect_file(path: Path) -> None:
 
 
 def read_head(path: Path) -> bytes:
-    """The first bytes of a file; DataError where there is none to read."""
+    """The first bytes of a file, unpacked; DataError where there is none to read."""
     try:
         if path.is_dir():
             raise DataError(f"{path}: is a folder. Name one file in it{example_in(path)}.")
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: is not a regular file (a pipe or a device). Write the rows to a file first.")
-        with path.open("rb") as handle:
+        with open_bytes(path) as handle:
             return handle.read(HEAD_BYTES)
     except FileNotFoundError:
         folder = path.parent
@@ -117,8 +123,8 @@ def read_head(path: Path) -> bytes:
 
 def example_in(folder: Path) -> str:
     """`, such as train.jsonl`, or nothing where the folder shows no data file."""
-    endings = {".jsonl", ".json", ".csv", ".tsv", ".txt"}
-    found = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in endings)
+    endings = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"}
+    found = sorted(file.name for file in folder.iterdir() if ending_of(file) in endings)
     return f", such as {found[0]}" if found else ""
 
 

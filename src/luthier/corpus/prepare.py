@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -57,6 +56,8 @@ def prepare(task: Task, data: Data, seed: int, count_tokens: TokenCounter) -> Pr
     Raises:
         DataError: a file that cannot be used, too many rows dropped, a label without training rows.
     """
+    if data.train is None:
+        raise DataError("data.train: missing. Name a file of rows (or data.corpus, through `luthier run`).")
     train = clean_file("train", Path(data.train), task, data, count_tokens)
     if data.test is None:
         refuse_losses(train, data)
@@ -212,7 +213,7 @@ def split_notes(task: Task, data: Data, split: Split) -> list[str]:
     held_out = f"{len(split.validation)} for validation"
     if data.test is None:
         held_out += f", {len(split.test)} for the test"
-    notes = [f"Set aside from {Path(data.train).name}: {held_out}."]
+    notes = [f"Set aside from {Path(data.train or '').name}: {held_out}."]
     for part, rows in (("validation", split.validation), ("test", split.test)):
         present = {row.label for row in rows}
         if missing := [label for label in task.labels if label not in present]:

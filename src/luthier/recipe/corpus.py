@@ -9,7 +9,7 @@ from pydantic import Field
 from luthier.recipe.base import Part, Share
 
 ReadFormat = Literal[
-    "auto", "document", "columns", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
+    "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
     "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export",
 ]  # fmt: skip
 WriteFormat = Literal[
@@ -21,13 +21,22 @@ WriteFormat = Literal[
 class Input(Part):
     """One source of records."""
 
-    path: str = Field(description="A file, a folder or a glob. Compressed files (.gz, .zst) are read as what they hold.")
-    format: ReadFormat = Field("auto", description="What the rows are; `auto` looks at the file's ending and first rows.")
+    path: str = Field(
+        description="A file, a folder or a glob. Compressed files (.gz, .zst) are read as what they hold."
+    )
+    format: ReadFormat = Field(
+        "auto", description="What the rows are; `auto` looks at the file's ending and first rows."
+    )
     text: str = Field("text", description="Column of the text (`columns`).")
+    separator: str = Field("|", min_length=1, description="What parts text and label (`lines`); the last one counts.")
     label: str | None = Field(None, description="Column of the label (`columns`); without it, rows are documents.")
-    licence: str | None = Field(None, description="Licence of the rows, where they do not say it (SPDX id, or your word).")
+    licence: str | None = Field(
+        None, description="Licence of the rows, where they do not say it (SPDX id, or your word)."
+    )
     licence_column: str | None = Field(None, description="Column that holds each row's licence.")
-    group: str | None = Field(None, description="Column whose value keeps rows on one side of a split (author, document).")
+    group: str | None = Field(
+        None, description="Column whose value keeps rows on one side of a split (author, document)."
+    )
     date: str | None = Field(None, description="Column that holds each row's date (ISO 8601).")
     weight: float = Field(1.0, gt=0, strict=False, description="Weight in a mixture.")
     task: str | None = Field(None, description="Task tag in a mixture; by default the file's name.")
@@ -46,7 +55,7 @@ class Language(Part):
     """The language a record is in."""
 
     keep: list[str] = Field(default_factory=list, description="Languages to keep (ISO 639-1); empty keeps all.")
-    minimum_confidence: float = Field(0.65, ge=0, le=1, description="Below it a record counts as of unknown language.")
+    minimum_confidence: float = Field(0.5, ge=0, le=1, description="Below it a record counts as of unknown language.")
     minimum_chars: int = Field(40, ge=0, description="Shorter records are not judged, and kept.")
 
 
@@ -137,7 +146,9 @@ class Mixing(Part):
     """How inputs are mixed into one training order."""
 
     enabled: bool = Field(False, description="Write one mixed order instead of the inputs one after the other.")
-    temperature: float = Field(1.0, gt=0, strict=False, description="Shares go by (weight * rows) ** (1 / temperature).")
+    temperature: float = Field(
+        1.0, gt=0, strict=False, description="Shares go by (weight * rows) ** (1 / temperature)."
+    )
     epochs: float = Field(1.0, gt=0, strict=False, description="Passes over the rows, all in all.")
     replay: str | None = Field(None, description="File of general records mixed in against forgetting.")
     replay_share: Share = Field(0.1, description="Their share.")

@@ -331,6 +331,10 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         problems.append("data: give either train (a file of rows) or corpus (inputs to prepare).")
     if recipe.data.corpus is not None:
         problems += [f"data.corpus.{problem}" for problem in corpus_problems(recipe.data.corpus)]
+        if recipe.data.corpus.split.validation_share:
+            problems.append("data.corpus.split.validation_share: a run sets data.validation_share aside; use that.")
+        if recipe.data.test is not None:
+            problems.append("data.test: with data.corpus, hold rows out by data.corpus.split.test_share.")
     folded: dict[str, str] = {}
     for label in task.labels:
         key = fold_label(label)

@@ -1,0 +1,1 @@
+"""Documents and tables: files found, unpacked and read."""

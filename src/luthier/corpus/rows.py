@@ -1,0 +1,151 @@
+"""Any input as a stream of records: documents, tables of any shape, CoNLL; whole files, or blocks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from luthier.corpus.documents.base import Unreadable
+from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.read import read_documents
+from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
+from luthier.corpus.documents.unpack import ending_of
+from luthier.corpus.formats import LABEL, TEXT, line_cells
+from luthier.corpus.lines import Line, Problem, bounded_lines, decode_line, read_lines
+from luthier.corpus.shapes.base import Shape
+from luthier.corpus.shapes.conll import read_conll
+from luthier.corpus.shapes.plain import Columns
+from luthier.corpus.shapes.registry import SHAPES, read_shape, shape_for
+from luthier.errors import DataError
+from luthier.recipe.corpus import Input
+from luthier.records import Record
+
+DOCUMENT, CONLL, LINES = "document", "conll", "lines"
+LABEL_CHARS = 60
+FIRST_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most bytes of one line, and of one file once it is unpacked."""
+
+    line_bytes: int
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read: `document`, `conll`, `lines`, or the name of a shape; `text` and `label` for columns."""
+
+    shape: str
+    text: str = "text"
+    label: str | None = None
+
+    def as_shape(self) -> Shape:
+        """The shape of the rows."""
+        return Columns(self.text, self.label) if self.shape == "columns" else SHAPES[self.shape]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Bytes of a plain JSON-lines file; the first line has number `first_line`."""
+
+    start: int
+    end: int
+    first_line: int
+
+
+def find_reading(path: Path, source: Input, limits: Limits) -> Reading:
+    """How to read a file: as the input says, else by its ending and first rows.
+
+    Raises:
+        DataError: no row can be read, or the rows have no known shape.
+    """
+    ending = ending_of(path)
+    plain = source.format in ("auto", "columns") and ending == ".txt"
+    if source.format == LINES or (plain and has_labels(path, source, limits)):
+        return Reading(LINES)
+    if source.format == DOCUMENT or (source.format == "auto" and ending not in (*TABLE_ENDINGS, ".conll")):
+        return Reading(DOCUMENT)
+    if (source.format == CONLL and ending not in TABLE_ENDINGS) or ending == ".conll":
+        return Reading(CONLL)
+    first = [row for _, row in islice(read_table(path, limits.line_bytes, limits.file_bytes), FIRST_ROWS)]
+    usable = [row for row in first if not isinstance(row, Problem)]
+    if not usable:
+        why = f" The first says: {first[0].detail}" if first and isinstance(first[0], Problem) else ""
+        raise DataError(f"{path}: none of the first rows can be read.{why}")
+    shape = shape_for(source, usable, str(path))
+    if isinstance(shape, Columns):
+        return Reading("columns", shape.text, shape.label)
+    return Reading(shape.name)
+
+
+def read_file(
+    path: Path, source: Input, reading: Reading, limits: Limits, block: Block | None = None
+) -> Iterator[Record | Unreadable]:
+    """The records of one file, with the input's provenance, and what could not be read."""
+    name = shown_name(path, source)
+    if reading.shape == DOCUMENT:
+        for item in read_documents(path, limits.file_bytes, name):
+            yield with_provenance(item, source)
+        return
+    if reading.shape == CONLL:
+        for sentence in read_conll(read_lines(path, limits.line_bytes), name):
+            yield with_provenance(sentence, source)
+        return
+    if reading.shape == LINES:
+        cells = line_cells(read_lines(path, limits.line_bytes), source.separator)
+        numbered = ((cell.line, cell.problem or cell.values or {}) for cell in cells)
+        yield from read_shape(numbered, Columns(TEXT, LABEL), name, source)
+        return
+    if block is None:
+        rows = read_table(path, limits.line_bytes, limits.file_bytes)
+    else:
+        rows = json_rows(block_lines(path, block, limits.line_bytes))
+    yield from read_shape(rows, reading.as_shape(), name, source)
+
+
+def has_labels(path: Path, source: Input, limits: Limits) -> bool:
+    """Whether the first lines of a text file are all `text|LABEL`, with short labels, some of them twice."""
+    first = list(islice(line_cells(read_lines(path, limits.line_bytes), source.separator), FIRST_ROWS))
+    if len(first) < 2 or any(cell.problem or not cell.values for cell in first):
+        return False
+    labels = [str(cell.values[LABEL]).strip() for cell in first if cell.values]
+    return all(0 < len(label) <= LABEL_CHARS for label in labels) and len(set(labels)) < len(labels)
+
+
+def read_input(source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
+    """The records of all files of an input, one after the other."""
+    for path in find_files(source.path):
+        yield from read_file(path, source, find_reading(path, source, limits), limits)
+
+
+def block_lines(path: Path, block: Block, max_line_bytes: int) -> Iterator[Line]:
+    """The lines of a block."""
+    with path.open("rb") as handle:
+        handle.seek(block.start)
+        number = block.first_line
+        for raw in bounded_lines(handle, max_line_bytes):
+            if raw is None:
+                problem = Problem("line_too_long", f"the line is longer than {max_line_bytes:,} bytes.")
+                yield Line(number, "", problem)
+            else:
+                yield decode_line(number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+            number += 1
+            if handle.tell() >= block.end:
+                return
+
+
+def shown_name(path: Path, source: Input) -> str:
+    """A file's name in sources: below the input's folder, or the name alone."""
+    base = Path(source.path)
+    return str(path.relative_to(base)) if base.is_dir() and path.is_relative_to(base) else path.name
+
+
+def with_provenance(item: Record | Unreadable, source: Input) -> Record | Unreadable:
+    """The record with the input's licence, where it says none of its own."""
+    if isinstance(item, Unreadable) or item.source.licence is not None or source.licence is None:
+        return item
+    return replace(item, source=replace(item.source, licence=source.licence))

@@ -1,0 +1,69 @@
+"""Alpaca rows and their kin: `instruction`, `input` (or `context`), `output` (or `response`)."""
+
+from __future__ import annotations
+
+from luthier.corpus.shapes.base import Row, RowShape, has, list_in, name_in, refuse_extras, text_in, type_name
+from luthier.corpus.shapes.checks import Refused
+from luthier.corpus.shapes.turns import asked
+from luthier.records import Conversation, Instruction, Message, Preference, Source
+
+CONTEXTS = ("input", "context")
+RESPONSES = ("output", "response")
+
+
+class Alpaca(RowShape):
+    """One instruction a row; `instances` make several, `system` or `history` a conversation, `chosen` a pair."""
+
+    name = "alpaca"
+    kinds = (Instruction,)
+    columns = "instruction, input, output"
+
+    def fits(self, row: Row) -> bool:
+        """An instruction, and something that answers it."""
+        answers = (*RESPONSES, "instances", "chosen")
+        return isinstance(row.get("instruction"), str) and any(has(row, name) for name in answers)
+
+    def records(self, row: Row, source: Source) -> list[Instruction | Conversation | Preference]:
+        """What the row's columns make of it."""
+        refuse_extras(row)
+        instruction = text_in(row, "instruction")
+        if has(row, "instances"):
+            return [self.instance(instruction, item, source) for item in list_in(row, "instances")]
+        context = self.context(row)
+        if has(row, "chosen") or has(row, "rejected"):
+            chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
+            prompt = (Message("user", asked(instruction, context)),)
+            return [Preference(prompt, (Message("assistant", chosen),), (Message("assistant", rejected),), source)]
+        response = text_in(row, name_in(row, RESPONSES))
+        before = earlier_turns(row)
+        if before:
+            turns = (*before, Message("user", asked(instruction, context)), Message("assistant", response))
+            return [Conversation(turns, source)]
+        return [Instruction(instruction, context, response, source)]
+
+    def context(self, row: Row) -> str:
+        """The context, empty where there is none."""
+        found = next((name for name in CONTEXTS if row.get(name) is not None), None)
+        return text_in(row, found) if found else ""
+
+    def instance(self, instruction: str, item: object, source: Source) -> Instruction:
+        """One of several inputs to one instruction (the self-instruct layout)."""
+        if not isinstance(item, dict):
+            raise Refused("wrong_type", f'"instances" holds {type_name(item)}; each must be an object.')
+        return Instruction(instruction, self.context(item), text_in(item, name_in(item, RESPONSES)), source)
+
+    def row(self, record: Instruction) -> dict[str, object]:
+        """The three columns."""
+        return {"instruction": record.instruction, "input": record.context, "output": record.response}
+
+
+def earlier_turns(row: Row) -> tuple[Message, ...]:
+    """The turns of `system` and `history` (pairs of what was asked and what was answered)."""
+    turns = []
+    if row.get("system") not in (None, ""):
+        turns.append(Message("system", text_in(row, "system")))
+    for number, pair in enumerate(list_in(row, "history") if has(row, "history") else [], start=1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise Refused("wrong_type", f'"history" entry {number} must be a list of two texts: asked and answered.')
+        turns += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return tuple(turns)

@@ -1,0 +1,165 @@
+"""TRL rows, standard (texts) and conversational (turns), by their columns:
+
+| columns | record |
+|---|---|
+| prompt | Prompt |
+| prompt, completion | Completion (texts), Conversation (turns) |
+| prompt, chosen, rejected | Preference |
+| chosen, rejected | Preference: what both begin with is the prompt |
+| prompt, completion, label | Rating |
+| messages | Conversation |
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from luthier.corpus.shapes.base import Row, RowShape, has, refuse_extras, text_in
+from luthier.corpus.shapes.checks import Refused
+from luthier.corpus.shapes.thumbs import read_boolean
+from luthier.corpus.shapes.turns import (
+    has_turns,
+    parted,
+    plain_answer,
+    plain_prompt,
+    read_answer,
+    read_prompt,
+    read_turns,
+    turns_as_rows,
+)
+from luthier.records import Completion, Conversation, Message, Preference, Prompt, Rating, Record, Source
+
+INSTEAD = ' Write it as "trl_conversational".'
+
+
+class Trl(RowShape):
+    """Reads both layouts, writes the standard one: texts."""
+
+    name = "trl"
+    kinds: tuple[type, ...] = (Completion, Preference, Rating, Prompt)
+    columns = "prompt, completion | chosen, rejected | prompt, completion, label"
+
+    def fits(self, row: Row) -> bool:
+        """A prompt with no other answer than TRL's, a pair, or messages."""
+        if has(row, "chosen", "rejected") or has_turns(row, "messages"):
+            return True
+        others = ("answer", "response", "output", "answers", "responses", "completions", "text")
+        return isinstance(row.get("prompt"), str | list) and not any(has(row, name) for name in others)
+
+    def records(self, row: Row, source: Source) -> list[Record]:
+        """What the row's columns make of it."""
+        refuse_extras(row)
+        if has(row, "chosen") or has(row, "rejected"):
+            return [read_pair(row, source)]
+        if has(row, "messages"):
+            return [Conversation(read_turns(row["messages"], "messages"), source)]
+        prompt = read_prompt(row.get("prompt"), "prompt")
+        if not has(row, "completion"):
+            return [Prompt(prompt, source)]
+        if has(row, "label"):
+            good = read_boolean(row, "label")
+            return [Rating(prompt, read_answer(row["completion"], "completion"), good, source)]
+        if isinstance(row["prompt"], str):
+            return [Completion(row["prompt"], text_in(row, "completion"), source)]
+        return [Conversation((*untrained(prompt), *read_turns(row["completion"], "completion")), source)]
+
+    def row(self, record: Record) -> dict[str, object]:
+        """Texts; Refused where a prompt or an answer is more than one turn."""
+        if isinstance(record, Completion):
+            return {"prompt": record.prompt, "completion": record.completion}
+        if isinstance(record, Prompt):
+            return {"prompt": plain_prompt(record.messages, self.name, INSTEAD)}
+        assert isinstance(record, Preference | Rating), "one of kinds"
+        prompt = plain_prompt(record.prompt, self.name, INSTEAD)
+        if isinstance(record, Rating):
+            return {"prompt": prompt, "completion": record.answer, "label": record.good}
+        chosen = plain_answer(record.chosen, self.name, INSTEAD)
+        return {"prompt": prompt, "chosen": chosen, "rejected": plain_answer(record.rejected, self.name, INSTEAD)}
+
+
+class TrlConversational(Trl):
+    """Reads both layouts, writes the conversational one: turns."""
+
+    name = "trl_conversational"
+    kinds = (Conversation, Preference, Rating, Prompt)
+
+    def row(self, record: Record) -> dict[str, object]:
+        """Turns. A conversation of which only the last turn is trained on becomes prompt and completion."""
+        if isinstance(record, Prompt):
+            return {"prompt": turns_as_rows(record.messages)}
+        if isinstance(record, Conversation):
+            before, last = record.messages[:-1], record.messages[-1:]
+            if all(turn.weight == 0 for turn in before if turn.role == "assistant"):
+                return {"prompt": weightless(before), "completion": turns_as_rows(last)}
+            return {"messages": turns_as_rows(record.messages)}
+        assert isinstance(record, Preference | Rating), "one of kinds"
+        prompt = turns_as_rows(record.prompt)
+        if isinstance(record, Rating):
+            return {
+                "prompt": prompt,
+                "completion": [{"role": "assistant", "content": record.answer}],
+                "label": record.good,
+            }
+        return {"prompt": prompt, "chosen": turns_as_rows(record.chosen), "rejected": turns_as_rows(record.rejected)}
+
+
+def untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt's turns as part of a conversation: TRL trains on the completion only."""
+    return tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in turns)
+
+
+def weightless(turns: tuple[Message, ...]) -> list[dict[str, object]]:
+    """Turns without their weights."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def read_pair(row: Row, source: Source) -> Preference:
+    """A preference, its prompt in a column of its own or at the beginning of both answers."""
+    for side in ("chosen", "rejected"):
+        if not has(row, side):
+            raise Refused("missing_field", f'no "{side}". Give the row one, or remove it.')
+    if has_turns(row, "chosen") or has_turns(row, "rejected"):
+        return turn_pair(row, source)
+    chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
+    if has(row, "prompt"):
+        prompt = read_prompt(row["prompt"], "prompt")
+    else:
+        text, chosen, rejected = shared_beginning(chosen, rejected)
+        prompt = (Message("user", text),)
+    return Preference(prompt, (Message("assistant", chosen),), (Message("assistant", rejected),), source)
+
+
+def turn_pair(row: Row, source: Source) -> Preference:
+    """A preference whose answers are turns. They may repeat the prompt; then it must be the one of its column."""
+    chosen, rejected = read_turns(row["chosen"], "chosen"), read_turns(row["rejected"], "rejected")
+    if chosen[:1] and rejected[:1] and (chosen[0].role, rejected[0].role) == ("assistant", "assistant"):
+        if not has(row, "prompt"):
+            raise Refused("no_prompt", "chosen and rejected begin with the assistant, and there is no prompt column.")
+        return Preference(read_prompt(row["prompt"], "prompt"), chosen, rejected, source)
+    prompt, chosen, rejected = parted(chosen, rejected)
+    if has(row, "prompt") and not agrees(row["prompt"], prompt):
+        raise Refused("prompt_differs", "the prompt column is not what chosen and rejected begin with.")
+    return Preference(prompt, chosen, rejected, source)
+
+
+def agrees(value: object, prompt: tuple[Message, ...]) -> bool:
+    """Whether a prompt column says what the turns say; a text may be any one of the user's turns."""
+    if isinstance(value, str):
+        return any(value.strip() == turn.content.strip() for turn in prompt if turn.role == "user")
+    return read_prompt(value, "prompt") == prompt
+
+
+def shared_beginning(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The whole words that two texts begin with, and what is left of each."""
+    if chosen == rejected:
+        raise Refused("same_answers", "chosen and rejected are the same. Remove the row.")
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    end = next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(chosen), len(rejected)))
+    while end > 0 and not chosen[end - 1].isspace():
+        end -= 1
+    prompt = chosen[:end].rstrip()
+    if not prompt:
+        raise Refused(
+            "no_prompt", "chosen and rejected share no beginning, so there is no prompt. Add a prompt column."
+        )
+    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]

@@ -1,0 +1,175 @@
+"""Turns of a conversation, as rows spell them, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from luthier.corpus.shapes.base import Row, type_name
+from luthier.corpus.shapes.checks import POSSESSIVE, Refused
+from luthier.errors import nearest
+from luthier.records import Message
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: dict[str, Role] = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "ai": "assistant",
+    "bot": "assistant", "bing": "assistant", "bard": "assistant", "function_call": "assistant",
+    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "tool_response": "tool",
+}  # fmt: skip
+
+
+def read_turns(value: object, name: str) -> tuple[Message, ...]:
+    """Turns from a list of objects with role (or from) and content (or value); `name` is for messages."""
+    if value is None:
+        raise Refused("missing_field", f'no "{name}". Give the row one, or remove it.')
+    if not isinstance(value, list | tuple):
+        raise Refused("wrong_type", f'"{name}" is {type_name(value)}; it must be a list of turns.')
+    return tuple(read_turn(turn, f'"{name}" turn {number}') for number, turn in enumerate(value, start=1))
+
+
+def read_turn(value: object, what: str) -> Message:
+    """One turn."""
+    if not isinstance(value, Mapping):
+        raise Refused("wrong_type", f"{what} is {type_name(value)}; it must be an object with role and content.")
+    if value.get("tool_calls") or value.get("function_call"):
+        raise Refused(
+            "tool_calls",
+            f"{what} calls a tool, and a record's turns hold text only. Write the call into its content as your chat "
+            "template spells it, or remove the row.",
+        )
+    role = read_role(value.get("role") if value.get("role") is not None else value.get("from"), what)
+    content = read_content(value.get("content") if value.get("content") is not None else value.get("value"), what)
+    weight = value.get("weight")
+    return Message(role, content, 1.0 if weight is None else cast("float", weight))
+
+
+def read_role(value: object, what: str) -> Role:
+    """A role under any of its names."""
+    if value is None:
+        raise Refused("missing_field", f"{what} has no role.")
+    role = ROLES.get(str(value).strip().lower())
+    if role is None:
+        close = nearest(str(value), ROLES)
+        hint = f' Did you mean "{close}"?' if close else ""
+        known = "system, user (human), assistant (gpt), tool"
+        raise Refused("unknown_role", f'{what} has the role "{value}". Known: {known}.{hint}')
+    return role
+
+
+def read_content(value: object, what: str) -> str:
+    """A text, or a list of text parts put together."""
+    if value is None:
+        raise Refused("missing_field", f"{what} has no content.")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple):
+        raise Refused("wrong_type", f"{what}: its content is {type_name(value)}; it must be a text or text parts.")
+    return "".join(read_part(part, what) for part in value)
+
+
+def read_part(part: object, what: str) -> str:
+    """The text of a content part."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return cast("str", part["text"])
+    found = f'a part of type "{part.get("type")}"' if isinstance(part, Mapping) else type_name(part)
+    raise Refused("not_text", f"{what} holds {found}; only text parts can be read. Remove the part, or the row.")
+
+
+def read_prompt(value: object, name: str) -> tuple[Message, ...]:
+    """A prompt: a text is the user's one turn, a list is turns."""
+    if isinstance(value, str):
+        return (Message("user", value),)
+    if value is not None and not isinstance(value, list | tuple):
+        raise Refused("wrong_type", f'"{name}" is {type_name(value)}; it must be a text or a list of turns.')
+    return read_turns(value, name)
+
+
+def read_answer(value: object, name: str) -> str:
+    """An answer: a text, the assistant's turn, or a list that holds just that."""
+    if isinstance(value, str):
+        return value
+    turns = read_turns([value] if isinstance(value, Mapping) else value, name)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise Refused("several_turns", f'"{name}" has {len(turns)} turns; it must be one turn, the assistant\'s.')
+    return turns[0].content
+
+
+def turns_as_rows(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """Turns as objects with role and content; the weight is written where it is not 1."""
+    return [
+        {"role": turn.role, "content": turn.content, **({} if turn.weight == 1 else {"weight": turn.weight})}
+        for turn in turns
+    ]
+
+
+def prompt_as_value(turns: Sequence[Message]) -> str | list[dict[str, Any]]:
+    """A prompt as a text where it is the user's one turn, else as turns."""
+    return turns[0].content if is_plain(turns) else turns_as_rows(turns)
+
+
+def is_plain(turns: Sequence[Message]) -> bool:
+    """Whether turns are the user's one turn and nothing more."""
+    return len(turns) == 1 and turns[0].role == "user"
+
+
+def plain_prompt(turns: Sequence[Message], shape: str, instead: str = "") -> str:
+    """The prompt as one text; Refused where it is more than one turn."""
+    if not is_plain(turns):
+        detail = f'the prompt has {len(turns)} turns, and "{shape}" rows hold one text of the user\'s.{instead}'
+        raise Refused("several_turns", detail)
+    return turns[0].content
+
+
+def plain_answer(turns: Sequence[Message], shape: str, instead: str = "") -> str:
+    """The answer as one text; Refused where it is more than one turn."""
+    if len(turns) != 1:
+        raise Refused("several_turns", f'an answer has {len(turns)} turns, and "{shape}" rows hold one text.{instead}')
+    return turns[0].content
+
+
+def asked(instruction: str, context: str) -> str:
+    """An instruction and its context as one user's turn."""
+    return f"{instruction}\n\n{context}" if context.strip() else instruction
+
+
+def parted(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
+    """The prompt that two whole conversations share (their longest common beginning), and the two answers.
+
+    Both answers begin with the assistant's turn. Raises Refused where the conversations part anywhere else.
+    """
+    if chosen == rejected:
+        raise Refused("same_answers", "chosen and rejected are the same. Remove the row.")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    ours, theirs = chosen[shared : shared + 1], rejected[shared : shared + 1]
+    if ours and theirs and (ours[0].role, theirs[0].role) != ("assistant", "assistant"):
+        role = ours[0].role if ours[0].role != "assistant" else theirs[0].role
+        where = f"turn {shared + 1}, {POSSESSIVE[role]}"
+        raise Refused(
+            "prompt_differs", f"the prompts of chosen and rejected differ at {where}. They must be one prompt."
+        )
+    while shared > 0 and not (assistant_at(chosen, shared) and assistant_at(rejected, shared)):
+        shared -= 1  # one goes on where the other ends: the last shared answer belongs to both
+    if shared == 0:
+        raise Refused(
+            "no_prompt", "chosen and rejected share no beginning, so there is no prompt. Add a prompt column."
+        )
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def assistant_at(turns: Sequence[Message], index: int) -> bool:
+    """Whether there is an assistant's turn at an index."""
+    return index < len(turns) and turns[index].role == "assistant"
+
+
+def has_turns(row: Row, name: str) -> bool:
+    """Whether a column looks like a list of turns."""
+    value = row.get(name)
+    return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Mapping)
