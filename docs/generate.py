@@ -71,13 +71,16 @@ def sections(part: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[
     """A section and those inside it, with their dotted paths."""
     yield path, part
     for key, field in part.model_fields.items():
-        if is_section(field.annotation):
-            yield from sections(field.annotation, joined(path, key))
+        if (inner := section_in(field.annotation)) is not None:
+            yield from sections(inner, joined(path, key))
 
 
-def is_section(annotation: Any) -> bool:
-    """Whether a key holds further keys."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section behind a key: alone, in a list, or where it may be left out."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [section_in(inner) for inner in get_args(annotation) if inner is not type(None)]
+    return next((one for one in found if one is not None), None)
 
 
 def joined(path: str, key: str) -> str:
@@ -88,8 +91,10 @@ def joined(path: str, key: str) -> str:
 def key_row(path: str, key: str, field: FieldInfo) -> str:
     """The table row of one key."""
     name = joined(path, key)
-    if is_section(field.annotation):
-        cells = [f"[`{name}`](#{name.replace('.', '')})", "section", ""]
+    if section_in(field.annotation) is not None:
+        many = "list of sections" if get_origin(field.annotation) is list else "section"
+        default = "**required**" if field.is_required() else "nothing" if field.default is None else ""
+        cells = [f"[`{name}`](#{name.replace('.', '')})", many, default]
     else:
         cells = [f"`{name}`", type_words(field.annotation, field.metadata), default_words(field)]
     return row([*cells, field.description or ""])

@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -18,3 +19,26 @@ def tiny_path(tmp_path_factory):
     from tiny import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def luthier(monkeypatch, capsys):
+    """Call the entry point: luthier("run", "x.yaml") -> (exit code, stdout, stderr)."""
+
+    from luthier.cli.main import main
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["luthier", *map(str, words)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        told = capsys.readouterr()
+        assert "Traceback" not in told.out + told.err
+        return code, told.out, told.err
+
+    return call

@@ -6,31 +6,9 @@ import signal
 import pytest
 import yaml
 
-from luthier.cli.main import main
 from luthier.recipe import dump_recipe, load_recipe, parse_recipe
 
 ROWS = "".join(f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS")))
-
-
-@pytest.fixture
-def luthier(monkeypatch, capsys):
-    """Call the entry point: luthier("run", "x.yaml") -> (exit code, stdout, stderr)."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["luthier", *map(str, words)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            main()
-            code = 0
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        told = capsys.readouterr()
-        assert "Traceback" not in told.out + told.err
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.fixture
@@ -52,7 +30,7 @@ def test_missing_recipe(luthier):
 
 
 def test_recipe_that_is_a_folder(luthier, tmp_path):
-    code, out, err = luthier("data", "peek", tmp_path)
+    code, out, err = luthier("run", tmp_path)
     assert (code, out) == (1, "")
     assert err.startswith(f"Error: {tmp_path}: 1 problem\n  - cannot be read: ")
 

@@ -33,6 +33,7 @@ KNOWS_NOTHING_OF = {
     "training": {"evaluation", "pipeline", "cli", "report", "corpus"},
     "generation": {"methods", "training", "evaluation"},
     "report": {"evaluation", "training", "pipeline", "recipe", "result"},
+    "synthetic": {"methods", "training", "evaluation", "pipeline", "cli", "report"},
     "evaluation": {"pipeline", "cli", "report", "corpus", "run_folder"},
 }
 LIGHT = ("errors", "files", "progress", "recipe", "records", "run_folder", "signals", "stopped")

@@ -155,7 +155,9 @@ def test_finished_stages_are_not_done_again_and_changed_ones_are(finished):
 def test_other_methods_learn_too(setting, method):
     """Labels under another name, so that aliases are on the way too; asked exactly as trained."""
     task = {"labels": ["SPORTS", "POLITICS", "ARTS"], "aliases": {"ARTS & CULTURE": "ARTS"}}
-    changed = recipe(setting, arms=["majority", "tuned"], tune={"method": method, "epochs": 8}, task=task, precision="float32")
+    changed = recipe(
+        setting, arms=["majority", "tuned"], tune={"method": method, "epochs": 8}, task=task, precision="float32"
+    )
     result = luthier.run(changed, setting / f"run-{method}")
     assert result["arms"]["tuned"]["accuracy"] > 0.9
     predictor = luthier.load(setting / f"run-{method}")
@@ -175,6 +177,38 @@ def test_stop_in_training_goes_on_where_it_stopped(setting):
     resumed = luthier.run(recipe(setting, arms=["tuned"]), setting / "stopped")
     assert resumed["training"]["curve"] == plain["training"]["curve"]
     assert resumed["arms"]["tuned"]["accuracy"] == plain["arms"]["tuned"]["accuracy"]
+
+
+def test_stop_in_the_refit_goes_on_there(setting):
+    plain = luthier.run(recipe(setting, arms=["tuned"]), setting / "whole-refit")
+
+    class StopsInTheRefit(Heard):
+        steps = 0
+
+        def update(self, done: int, total: int, note: str = "") -> None:
+            self.steps += note.startswith("loss")
+            if self.steps == plain["training"]["steps"] + 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="saved after step 2 of"):
+        luthier.run(recipe(setting, arms=["tuned"]), setting / "stopped-refit", listener=StopsInTheRefit())
+    resumed = luthier.run(recipe(setting, arms=["tuned"]), setting / "stopped-refit")
+    assert resumed["training"]["temperature"] == plain["training"]["temperature"]
+    weights = [
+        (setting / run / "adapter" / "adapter_model.safetensors").read_bytes()
+        for run in ("whole-refit", "stopped-refit")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_the_refit_sees_every_row_and_ends_at_the_best_point(setting):
+    result = luthier.run(recipe(setting, arms=["tuned"]), setting / "refit")["training"]
+    assert result["refit"]["rows"] == result["rows"] + 6 == 60  # 20 rows a label, 2 of each set aside
+    share = result["best_step"] / result["steps"]
+    assert result["refit"]["steps"] == max(1, round(share * 30))  # 4 epochs of 60 rows in batches of 8
+    without = luthier.run(recipe(setting, arms=["tuned"], tune={"refit": False}), setting / "no-refit")["training"]
+    assert without["refit"] is None and without["temperature"] == result["temperature"]
+    assert without["curve"] == result["curve"] and without["seconds"] < result["seconds"]
 
 
 def test_kill_in_the_middle_loses_no_finished_stage(setting):

@@ -22,6 +22,7 @@ from luthier.models import load_model
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Adapter, Task, Tune
 from luthier.records import Labelled, Source
+from luthier.signals import Stop
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, latest_checkpoint, save_checkpoint
 from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner
@@ -34,7 +35,6 @@ from luthier.training.loop import (
     rows_of_step,
     train,
 )
-from luthier.signals import Stop
 from tiny import tiny_folder
 
 TASK = Task(labels=["SPORTS", "POLITICS", "ARTS_AND_CULTURE"], instruction="Classify the text.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ from luthier.evaluation.arms import (
     Tfidf,
     Tuned,
 )
+from luthier.evaluation.arms.base import gold_indices
+from luthier.evaluation.metrics import fit_temperature
 from luthier.files import new_folder, write_json
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.methods import make_method
@@ -33,13 +35,13 @@ from luthier.predictor import describe_prompt
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
-from luthier.report.data_page import write_data_page
 from luthier.records import Outcome, Prediction
+from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
 from luthier.runtime import peak_memory_bytes, reset_peak_memory, set_up_torch
-from luthier.training.checkpoint import Progress
-from luthier.training.learner import Learner, calibrate_head, load_learner, new_learner
+from luthier.training.checkpoint import History, Progress
+from luthier.training.learner import Learner, calibrate_head, load_learner, new_learner, unloaded
 from luthier.training.loop import train
 
 ONE_SHARD = 1 << 40  # rows
@@ -232,24 +234,51 @@ class Pipeline:
         reset_peak_memory()
         history = train(learner, method, training, validation, recipe.tune, recipe.seed, self.folder.training, report)
         trained = sum(parameter.numel() for parameter in learner.trained().values())
+        temperature = self.fitted_temperature(learner)
+        refit = None
+        if recipe.tune.refit:
+            unloaded(learner)
+            learner, refit = self.refit(history.best_step / history.num_steps, training + validation, report)
         self.__dict__["learner"] = learner
+        done = [history] if refit is None else [history, refit]
         return {
+            "temperature": temperature,
+            "refit": None if refit is None else {"steps": refit.num_steps, "rows": len(training) + len(validation)},
             "method": method.name,
-            "seconds": history.seconds,
+            "seconds": sum(part.seconds for part in done),
             "validation_seconds": history.validation_seconds,
             "steps": history.num_steps,
             "best_step": history.best_step,
             "rows": len(training),
             "epochs": recipe.tune.epochs,
-            "trained_tokens": history.trained_tokens,
-            "computed_tokens": history.computed_tokens,
-            "sequence_tokens": history.sequence_tokens,
-            "padded_tokens": history.padded_tokens,
+            "trained_tokens": sum(part.trained_tokens for part in done),
+            "computed_tokens": sum(part.computed_tokens for part in done),
+            "sequence_tokens": sum(part.sequence_tokens for part in done),
+            "padded_tokens": sum(part.padded_tokens for part in done),
             "peak_rss_bytes": peak_memory_bytes(),
             "trainable_parameters": trained,
             "total_parameters": self.model.num_parameters,
             "curve": {"train": history.train, "validation": history.validation},
         }
+
+    def fitted_temperature(self, learner: Learner) -> float:
+        """The temperature of the answers on validation rows, which this learner has not been trained on."""
+        classifier = Classifier(learner, self.tuned_prompt, self.recipe.ask.batch_tokens)
+        logprobs = classifier.logprobs([row.text for row in self.rows.validation])
+        return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
+
+    def refit(
+        self, end_share: float, examples: list[Example], report: Callable[[Progress], None]
+    ) -> tuple[Learner, History]:
+        """A fresh adapter trained on all rows there are, up to where the first one was best."""
+        recipe = self.recipe
+        learner = new_learner(self.model, recipe.tune, self.tuned_prompt, recipe.seed, recipe.attention)
+        calibrate_head(learner, examples, recipe.ask.batch_tokens)
+        method = make_method(recipe.tune, recipe.task)
+        folder = self.folder.training / "refit"
+        return learner, train(
+            learner, method, examples, [], recipe.tune, recipe.seed, folder, report, end_share=end_share
+        )
 
     def forget_other_training(self) -> None:
         """Checkpoints of another recipe, data set or code must not be resumed."""
@@ -268,7 +297,8 @@ class Pipeline:
     @cached_property
     def learner(self) -> Learner:
         """The trained learner, from this process or from the run folder."""
-        return load_learner(self.model, self.folder.training / "best", self.recipe.attention)
+        folder = self.folder.training / "refit" if self.recipe.tune.refit else self.folder.training
+        return load_learner(self.model, folder / "best", self.recipe.attention)
 
     def run_tuned(self) -> dict[str, Any]:
         """The tuned arm; its adapter is put together with its prompt before it answers the test rows."""
@@ -281,8 +311,11 @@ class Pipeline:
     def answer_tuned(self) -> dict[str, Any]:
         """Predictions of the tuned arm; writes the adapter folder."""
         tune = self.recipe.tune
-        classifier = Classifier(self.learner, self.tuned_prompt, self.recipe.ask.batch_tokens)
+        training = self.folder.value("training")
+        classifier = Classifier(self.learner, self.tuned_prompt, self.recipe.ask.batch_tokens, training["temperature"])
         chosen = f"LoRA rank {tune.adapter.rank}, method {tune.method}, {tune.epochs:g} epochs"
+        if training["refit"]:
+            chosen += f", refitted on training and validation rows ({training['refit']['steps']} steps)"
         arm = Tuned(classifier, chosen)
         value = store(arm.run(self.rows, self.tuned_prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
         with new_folder(self.folder.adapter) as aside:

@@ -51,9 +51,7 @@ class Predictor:
         return answers
 
 
-def describe_prompt(
-    prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, temperature: float
-) -> dict[str, Any]:
+def describe_prompt(prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, temperature: float) -> dict[str, Any]:
     """What is stored beside an adapter so that it can only be asked as it was trained."""
     return {
         "format": 1,

@@ -141,9 +141,7 @@ class Tagged:
     source: Source
 
 
-Record = (
-    Document | Labelled | Conversation | Completion | Instruction | Prompt | Preference | Ranking | Rating | Tagged
-)
+Record = Document | Labelled | Conversation | Completion | Instruction | Prompt | Preference | Ranking | Rating | Tagged
 
 
 class Outcome(StrEnum):

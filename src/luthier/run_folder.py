@@ -52,6 +52,12 @@ class RunFolder:
         write_json(path, {"key": key, "value": value})
         return value, False
 
+    def value(self, name: str) -> Any:
+        """The value of a stage that is done."""
+        stored = read_stage(self.path / "stages" / f"{name}.json")
+        assert stored is not None, f"stage {name} comes first"
+        return stored["value"]
+
     def done(self, name: str, inputs: Any) -> bool:
         """Whether a stage is finished for these inputs."""
         stored = read_stage(self.path / "stages" / f"{name}.json")

@@ -63,7 +63,7 @@ def fuse(wrapper: nn.Module, precision: str) -> int:
     """
     fitting = [module for module in wrapper.modules() if fits(module)]
     for module in fitting:
-        module.forward = MethodType(forward_with(precision), module)  # type: ignore[method-assign]
+        module.forward = MethodType(forward_with(precision), module)
     return len(fitting)
 
 

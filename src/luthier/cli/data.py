@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.cli.options import Json, Overrides
+from luthier.cli.synthetic import synthesize_command
 from luthier.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def split_command(
     frozen: Annotated[
         Path | None, typer.Option(help="File of frozen test rows: written, then obeyed.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed is another split.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Split records without changing them: stratified, groups whole, exact copies out."""
@@ -163,6 +164,9 @@ def audit_command(
             typer.echo(f"... and {len(found['hits']) - rows:,} more; --rows shows them, --json has them all.")
     if found["hits"]:
         raise typer.Exit(3)
+
+
+data_app.command("synthesize")(synthesize_command)
 
 
 @data_app.command("peek")

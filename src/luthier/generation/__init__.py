@@ -1,1 +1,1 @@
-"""Generation: decoding many prompts together."""
+"""Generation: decoding many prompts together, greedily or by sampling."""

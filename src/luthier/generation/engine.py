@@ -1,4 +1,8 @@
-"""Greedy decoding over the token forest: shared beginnings are computed once, all sequences decode together."""
+"""Decoding over the token forest: shared beginnings are computed once, all sequences decode together.
+
+A prompt that is handed in several times, each with its own `Draw`, is computed once: that is how one prompt is
+sampled many times, at one temperature or at several.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,36 @@ from luthier.forest.forward import output_head, run_plan
 from luthier.forest.head import cap
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import build_forest
+from luthier.generation.sampling import Chooser, Draw
 from luthier.records import Sequence
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, prompts: ManyOf[tuple[int, ...]], max_tokens: int, stop: Collection[int], backend: str
+    model: nn.Module,
+    prompts: ManyOf[tuple[int, ...]],
+    max_tokens: int,
+    stop: Collection[int],
+    backend: str,
+    draws: ManyOf[Draw] | None = None,
 ) -> list[list[int]]:
-    """The most likely next tokens of each prompt, up to `max_tokens` or the first token of `stop` (not returned).
+    """The next tokens of each prompt, up to `max_tokens` or the first token of `stop` (not returned).
 
-    The model has been through `set_backend(model, backend)`. With the padded backend transformers decodes.
+    `draws` says for each prompt how its tokens are chosen; without it each is the most likely one. A reply of
+    `max_tokens` tokens was cut off. The model has been through `set_backend(model, backend)`. With the padded
+    backend the family's own attention decodes, one prompt after the other.
     """
+    assert draws is None or len(draws) == len(prompts), "one draw for each prompt"
+    chooser = Chooser(draws) if draws is not None else None
     if backend == "padded":
-        return [generate_plain(model, prompt, max_tokens, stop) for prompt in prompts]
+        return [
+            generate_plain(model, prompt, max_tokens, stop)
+            if chooser is None or chooser.greedy([i])
+            else sample_plain(model, prompt, max_tokens, stop, chooser, i)
+            for i, prompt in enumerate(prompts)
+        ]
+    if not prompts:
+        return []
     device = next(model.parameters()).device
     forest = build_forest([Sequence(tuple(prompt)) for prompt in prompts])
     past = Past(torch.empty(0, dtype=torch.long, device=device), recording=True)
@@ -40,7 +61,7 @@ def generate(
     active = torch.arange(len(prompts), device=device)
     lengths_S = torch.tensor([len(prompt) for prompt in prompts], device=device)
     for count in range(max_tokens):
-        chosen = next_tokens(model, hidden_SD)
+        chosen = next_tokens(model, hidden_SD, chooser, active.tolist())
         keep = [i for i, token in enumerate(chosen.tolist()) if token not in stop]
         for i in keep:
             replies[int(active[i])].append(int(chosen[i]))
@@ -61,13 +82,14 @@ def decode_step(model: nn.Module, tokens_S: Tensor, positions_S: Tensor, past: P
     return hidden_SD
 
 
-def next_tokens(model: nn.Module, hidden_SD: Tensor) -> Tensor:
-    """Index of the largest logit of each row."""
+def next_tokens(model: nn.Module, hidden_SD: Tensor, chooser: Chooser | None, rows: list[int]) -> Tensor:
+    """The next token of each row [S]: the one of the largest logit, or what the chooser draws for prompt rows[s]."""
     head = output_head(model)
     logits = hidden_SD @ head.weight_VD.T * head.scale
     if head.bias_V is not None:
         logits = logits + head.bias_V * head.scale
-    return cap(logits, head.softcap).argmax(-1)
+    logits = cap(logits, head.softcap)
+    return logits.argmax(-1) if chooser is None else chooser.choose(logits, rows)
 
 
 def generate_plain(model: nn.Module, prompt: tuple[int, ...], max_tokens: int, stop: Collection[int]) -> list[int]:
@@ -84,3 +106,21 @@ def generate_plain(model: nn.Module, prompt: tuple[int, ...], max_tokens: int, s
     )
     reply = out[0, len(prompt) :].tolist()
     return reply[: next((i for i, token in enumerate(reply) if token in stop), len(reply))]
+
+
+def sample_plain(
+    model: nn.Module, prompt: tuple[int, ...], max_tokens: int, stop: Collection[int], chooser: Chooser, row: int
+) -> list[int]:
+    """One prompt token by token with transformers' own cache; the chooser draws."""
+    lm: Any = model
+    tokens = torch.tensor([prompt], device=next(model.parameters()).device)
+    past = None
+    reply: list[int] = []
+    while len(reply) < max_tokens:
+        out = lm(input_ids=tokens, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        tokens = chooser.choose(out.logits[:, -1], [row])[None]
+        if int(tokens) in stop:
+            break
+        reply.append(int(tokens))
+    return reply

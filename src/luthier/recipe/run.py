@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Share, explain
 from luthier.recipe.corpus import Corpus
+from luthier.recipe.synthetic import Synthetic
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
@@ -81,6 +82,10 @@ class Data(Part):
     corpus: Corpus | None = Field(
         None, description="Prepare the rows first, from documents or records of any shape (`luthier data prepare`)."
     )
+    synthetic: Synthetic | None = Field(
+        None,
+        description="Records to be written by a model; `luthier data synthesize` reads it, `luthier run` does not.",
+    )
     max_dropped_share: float = Field(
         0.5, ge=0, le=1, description="The run refuses when more than this share of a file's rows is dropped."
     )
@@ -124,6 +129,11 @@ class Tune(Part):
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up.")
     weight_decay: float = Field(0.01, ge=0, strict=False, description="AdamW weight decay (not on vectors).")
     clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
+    refit: bool = Field(
+        True,
+        description="Once the best step is known, train anew on training and validation rows, up to that point of the "
+        "schedule. Costs a second training; the temperature stays that of the first.",
+    )
     evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
     checkpoint_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only at validations.")
     adapter: Adapter = Field(default_factory=Adapter, description="The adapter.")

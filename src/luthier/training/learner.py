@@ -99,6 +99,11 @@ def calibrate_head(learner: Learner, examples: ManyOf[Example], max_tokens: int)
     learner.head.bias.sub_(logits_BL.mean(0)).mul_(scale)
 
 
+def unloaded(learner: Learner) -> None:
+    """Take the adapter out of the base model again, so that a fresh one can be put in."""
+    learner.wrapper.unload()  # type: ignore[operator]
+
+
 def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
     """A trained learner, frozen."""
     chosen, _ = choose_backend(model.model, backend)

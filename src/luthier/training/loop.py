@@ -20,6 +20,7 @@ from torch import nn
 from luthier.errors import TrainingError
 from luthier.methods.base import Example, Method, make_batch, split_by_tokens
 from luthier.recipe import Tune
+from luthier.signals import Stop
 from luthier.training.checkpoint import (
     History,
     Progress,
@@ -32,7 +33,6 @@ from luthier.training.checkpoint import (
     save_checkpoint,
 )
 from luthier.training.learner import Learner
-from luthier.signals import Stop
 
 Report = Callable[[Progress], None]
 
@@ -64,8 +64,11 @@ def train(
     seed: int,
     folder: Path,
     report: Report,
+    end_share: float = 1.0,
 ) -> History:
     """Train `learner` in place and leave it at its best validation; returns the history of the run.
+
+    Without validation rows it is left at the last step. `end_share`: end after this share of the schedule's steps.
 
     Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint.
     Raises TrainingError before an update with a loss or gradient that is not finite, and Stopped (after
@@ -74,36 +77,40 @@ def train(
     num_steps = max(1, math.ceil(tune.epochs * len(examples) / tune.batch_size))
     evaluate_every = tune.evaluate_every or max(1, math.ceil(len(examples) / tune.batch_size / 4))
     schedule = Schedule(tune.schedule, num_steps, round(tune.warmup_share * num_steps))
+    end = max(1, round(end_share * num_steps))
     optimizer = make_optimizer(learner, tune)
     torch.manual_seed(seed)
-    history = History(num_steps=num_steps)
+    history = History(num_steps=end)
     clear_leftovers(folder)
     found = latest_checkpoint(folder)
     if found is not None:
-        history = load_checkpoint(found, learner, optimizer, num_steps)
+        history = load_checkpoint(found, learner, optimizer, end)
     with Stop() as stop:
-        for step in range(history.step, num_steps):
+        for step in range(history.step, end):
             started = time.perf_counter()
             rows = rows_of_step(step, tune.batch_size, len(examples), seed)
             factor = schedule.factor(step)
             done = one_step(learner, method, [examples[i] for i in rows], optimizer, factor, tune, step)
             history.record_step(step, done, tune.learning_rate * factor)
             history.seconds += time.perf_counter() - started
-            last = step + 1 == num_steps
-            validated = last or (step + 1) % evaluate_every == 0
+            last = step + 1 == end
+            validated = bool(validation) and (last or (step + 1) % evaluate_every == 0)
             if validated:
                 started = time.perf_counter()
                 history.record_validation(step + 1, *evaluate(learner, method, validation, tune))
                 if history.best_step == step + 1:
                     save_best(learner, folder)
                 history.validation_seconds += time.perf_counter() - started
+            if last and not validation:
+                history.best_step = end
+                save_best(learner, folder)
             report(history.progress())
             stopping = stop.wanted and not last  # asked once: what is said to be saved is saved
             due = validated if tune.checkpoint_every == 0 else (step + 1) % tune.checkpoint_every == 0
             if last or stopping or due:
                 save_checkpoint(folder, learner, optimizer, history)
             if stopping:
-                stop.leave(f"training is saved after step {step + 1} of {num_steps}")
+                stop.leave(f"training is saved after step {step + 1} of {end}")
     load_best(learner, folder)
     return history
 

@@ -14,11 +14,9 @@ from luthier.evaluation.arms.base import (
     Floats,
     Report,
     Rows,
-    gold_indices,
     predictions_from,
     time_single_rows,
 )
-from luthier.evaluation.metrics import fit_temperature
 from luthier.evaluation.scoring import (
     Beginning,
     cut,
@@ -99,15 +97,12 @@ class Tuned:
         self.chosen = chosen
 
     def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
-        """Fit the temperature on validation rows, answer the test rows."""
+        """Answer the test rows."""
         classifier = self.classifier
         labels = prompt.task.labels
-        total = len(rows.validation) + len(rows.test)
-        validation = classifier.logprobs([row.text for row in rows.validation], lambda done, _: report(done, total))
-        classifier.temperature = fit_temperature(validation, gold_indices(rows.validation, labels))
         texts = [row.text for row in rows.test]
         started = time.perf_counter()
-        logprobs = classifier.logprobs(texts, lambda done, _: report(len(rows.validation) + done, total))
+        logprobs = classifier.logprobs(texts, report)
         seconds = (time.perf_counter() - started) / len(texts)
         chosen = f"{self.chosen}; probabilities at temperature {classifier.temperature:.2f}, fitted on validation"
         latencies = time_single_rows(lambda text: classifier.logprobs([text]), texts)
