@@ -130,6 +130,7 @@ def split_corpus(sources: list[str], settings: Mapping[str, object], group: str 
     """A corpus that only splits: texts stay as they are, exact copies go."""
     off = {
         "repair": {"enabled": False},
+        "language": {"enabled": False},
         "personal": {"action": "off"},
     }
     inputs = [{"path": str(Path(source).expanduser().absolute()), "group": group} for source in sources]

@@ -54,6 +54,7 @@ class Repair(Part):
 class Language(Part):
     """The language a record is in."""
 
+    enabled: bool = Field(True, description="Find the language of each record, for the ledger.")
     keep: list[str] = Field(default_factory=list, description="Languages to keep (ISO 639-1); empty keeps all.")
     minimum_confidence: float = Field(0.5, ge=0, le=1, description="Below it a record counts as of unknown language.")
     minimum_chars: int = Field(40, ge=0, description="Shorter records are not judged, and kept.")

@@ -241,6 +241,8 @@ def corpus_problems(corpus: Corpus) -> list[str]:
     problems = []
     if corpus.split.validation_share + corpus.split.test_share >= 1:
         problems.append("split: validation_share and test_share leave nothing to train on.")
+    if corpus.steps.language.keep and not corpus.steps.language.enabled:
+        problems.append("steps.language.keep: has no effect while steps.language.enabled is false.")
     chunking = corpus.steps.chunking
     if chunking.max_tokens and chunking.overlap_tokens >= chunking.max_tokens:
         problems.append("steps.chunking: overlap_tokens must be smaller than max_tokens.")

@@ -27,7 +27,8 @@ def make_steps(settings: Steps, key: bytes | None) -> list[Step]:
         steps.append(RepairStep(settings.repair))
     if settings.licences.allow or settings.licences.deny:
         steps.append(LicencesStep(settings.licences))
-    steps.append(LanguageStep(settings.language))
+    if settings.language.enabled:
+        steps.append(LanguageStep(settings.language))
     if settings.quality.rules != "off":
         steps.append(QualityStep(settings.quality))
     if settings.personal.action != "off":
