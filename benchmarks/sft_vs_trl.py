@@ -45,7 +45,7 @@ PACKAGES = ("luthier", "trl", "torch", "transformers", "peft", "accelerate", "da
 # LoRA by luthier's defaults: rank 16, alpha 32, every linear layer below the head, no dropout
 TUNE = Tune(method="sft", learning_rate=5e-4, batch_size=16)
 NUM_COMPARED_STEPS = 3
-LARGEST_LOSS_DIFFERENCE = 1e-3
+LARGEST_LOSS_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}  # bfloat16 rounds to 8 bits, each side in its own places
 INSTALL = """TRL is missing here: no package named {missing}. luthier does not need it; make an environment:
     python3 -m venv trl-env
     trl-env/bin/pip install torch==2.13.0
@@ -67,6 +67,7 @@ class Settings:
     lists_labels: bool
     trl_padding_free: bool  # trl only
     keep_big_blocks: str  # "both" or "luthier": who tells glibc to keep freed memory
+    precision: str  # "float32"; "bfloat16": luthier's rounded products, TRL's bf16 autocast
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def main() -> int:
         not arguments.no_label_list,
         arguments.trl_padding_free,
         arguments.keep_big_blocks,
+        arguments.precision,
     )
     if arguments.child:
         CHILDREN[arguments.child](arguments.folder, settings)
@@ -115,9 +117,10 @@ def main() -> int:
     found = compare(settings, runs, facts)
     print(json.dumps(found) if arguments.json else table(found))
     difference = found["max_loss_difference"]
-    if difference <= LARGEST_LOSS_DIFFERENCE:
+    allowed = LARGEST_LOSS_DIFFERENCE[settings.precision]
+    if difference <= allowed:
         return 0
-    limits = {"steps": NUM_COMPARED_STEPS, "allowed": LARGEST_LOSS_DIFFERENCE}
+    limits = {"steps": NUM_COMPARED_STEPS, "allowed": allowed}
     print(UNLIKE.format(found=difference, **limits), file=sys.stderr)
     return 1
 
@@ -137,6 +140,12 @@ def parse_arguments() -> argparse.Namespace:
         choices=("both", "luthier"),
         default="both",
         help="who runs with luthier's allocator setting: both (default), or luthier only",
+    )
+    add(
+        "--precision",
+        choices=tuple(LARGEST_LOSS_DIFFERENCE),
+        default="float32",
+        help="float32 on both sides (default), or bfloat16 as each side does it",
     )
     add("--json", action="store_true", help="one line of JSON instead of the table")
     add("--child", choices=tuple(CHILDREN), help=argparse.SUPPRESS)
@@ -304,11 +313,12 @@ def make_example(row: Row) -> Example:
     return Example((Sequence(row.tokens, targets, (1.0,) * len(targets)),), gold=0)
 
 
-def train_luthier(folder: Path, _: Settings) -> None:
+def train_luthier(folder: Path, settings: Settings) -> None:
     """luthier's own step, as its training loop runs it."""
     keep_big_blocks()
     batches = [[make_example(row) for row in batch] for batch in read_batches(folder)]
-    learner = new_learner(load_model(workload.MODEL), TUNE, None, seed=1, backend="grouped")
+    model = load_model(workload.MODEL, precision=settings.precision)
+    learner = new_learner(model, TUNE, None, seed=1, backend="grouped")
     learner.load(folder / "adapter")
     optimizer, method = make_optimizer(learner, TUNE), Sft()
     losses: list[float] = []
@@ -369,7 +379,7 @@ def train_trl(folder: Path, settings: Settings) -> None:
             weight_decay=TUNE.weight_decay,
             max_grad_norm=TUNE.clip_norm,
             use_cpu=True,
-            bf16=False,
+            bf16=settings.precision == "bfloat16",
             gradient_checkpointing=False,
             dataloader_num_workers=0,
             dataloader_pin_memory=False,

@@ -600,3 +600,23 @@ def test_a_checkpoint_is_named_after_the_steps_it_holds(tiny_path, tmp_path):
         "history.json",
         "state.safetensors",
     ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "share"), [((1.0, 0.8, 0.9), 1.0), ((1.0, 0.8, 1.01), 2 / 3), ((0.5,), 1.0), ((), 1.0)]
+)
+def test_the_schedule_is_shortened_only_where_it_overfits(losses, share):
+    history = History(num_steps=3)
+    for step, loss in enumerate(losses, start=1):
+        history.record_validation(step, loss, None)
+    assert history.length_share() == pytest.approx(share)
+
+
+def test_without_validation_rows_the_last_step_is_kept(tiny_path, tmp_path):
+    training = Training(tiny_path, tune_of(epochs=2.0), validation=[])
+    history = train(
+        training.learner, training.method, training.examples, [], training.tune, 11, tmp_path, lambda _: None, 0.5
+    )
+    assert (history.num_steps, history.step, history.best_step, history.validation) == (3, 3, 3, [])
+    rates = [entry["learning_rate"] for entry in history.train]
+    assert rates[-1] < rates[-2] <= training.tune.learning_rate  # decayed within the shorter schedule

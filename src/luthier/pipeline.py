@@ -238,7 +238,7 @@ class Pipeline:
         refit = None
         if recipe.tune.refit:
             unloaded(learner)
-            learner, refit = self.refit(history.best_step / history.num_steps, training + validation, report)
+            learner, refit = self.refit(history.length_share(), training + validation, report)
         self.__dict__["learner"] = learner
         done = [history] if refit is None else [history, refit]
         return {
@@ -268,16 +268,16 @@ class Pipeline:
         return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
 
     def refit(
-        self, end_share: float, examples: list[Example], report: Callable[[Progress], None]
+        self, length_share: float, examples: list[Example], report: Callable[[Progress], None]
     ) -> tuple[Learner, History]:
-        """A fresh adapter trained on all rows there are, up to where the first one was best."""
+        """A fresh adapter trained on all rows there are, for that share of the schedule."""
         recipe = self.recipe
         learner = new_learner(self.model, recipe.tune, self.tuned_prompt, recipe.seed, recipe.attention)
         calibrate_head(learner, examples, recipe.ask.batch_tokens)
         method = make_method(recipe.tune, recipe.task)
         folder = self.folder.training / "refit"
         return learner, train(
-            learner, method, examples, [], recipe.tune, recipe.seed, folder, report, end_share=end_share
+            learner, method, examples, [], recipe.tune, recipe.seed, folder, report, length_share=length_share
         )
 
     def forget_other_training(self) -> None:

@@ -48,7 +48,7 @@ class LoraLinear(torch.autograd.Function):
                 grad_x_NI = grad_NO @ weight_OI
             grad_x_NI.addmm_(grad_low_NR, a_RI, alpha=scale)
         grad_a_RI = (grad_low_NR.T @ x_NI).mul_(scale) if ctx.needs_input_grad[3] else None
-        grad_b_OR = (grad_NO.T @ low_NR).mul_(scale) if ctx.needs_input_grad[4] else None
+        grad_b_OR = (low_NR.T @ grad_NO).mul_(scale).T if ctx.needs_input_grad[4] else None  # nearly twice as fast so
         return grad_x_NI, None, None, grad_a_RI, grad_b_OR, None
 
 

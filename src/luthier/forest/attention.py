@@ -177,8 +177,10 @@ class GroupedAttention(torch.autograd.Function):
         for block in plan.blocks:
             mask = block_mask(block, plan, window, query.dtype)
             q, k, v, o, g = (take(tensor, block) for tensor in (query, key, value, out, grad))
-            g = g * block.valid_GT[:, None, :, None]  # padding repeats row 0: nothing may flow back from it
-            part_lse = take(lse, block).masked_fill(~block.valid_GT[:, None], -MASKED)
+            part_lse = take(lse, block).contiguous()
+            if not block.whole:  # padding repeats row 0: nothing may flow back from it
+                g = g * block.valid_GT[:, None, :, None]
+                part_lse = part_lse.masked_fill(~block.valid_GT[:, None], -MASKED)
             dq, dk, dv = part_backward(
                 g, q, expand(k, groups), expand(v, groups), o, part_lse, mask, mask is None, scores
             )
@@ -206,13 +208,18 @@ def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 def take(tensor: Tensor, block: Block) -> Tensor:
-    """Rows of a block: [1, H, N, ...] -> [G, H, T, ...]."""
-    return tensor[0][:, block.index_GT].transpose(0, 1).contiguous()
+    """Rows of a block: [1, H, N, ...] -> [G, H, T, ...].
+
+    Gathered along N first: transformers lays [1, H, N, D] out with the heads of a token side by side, so a row is one
+    run of memory.
+    """
+    return tensor[0].transpose(0, 1)[block.index_GT].transpose(1, 2)
 
 
 def put(target: Tensor, part: Tensor, block: Block) -> None:
     """The inverse of `take`, real rows only. Each row of a forest stands in exactly one block."""
-    target[0][:, block.index_GT[block.valid_GT]] = part.transpose(0, 1)[:, block.valid_GT]
+    rows = part.transpose(1, 2).flatten(0, 1)
+    target[0].transpose(0, 1)[block.row_P] = rows if block.whole else rows[block.place_P]
 
 
 def expand(tensor: Tensor, groups: int) -> Tensor:

@@ -25,17 +25,16 @@ PADDING_SHARE = 0.25  # blocks are batched together while padding stays under th
 class Block:
     """G subtrees of at most T tokens. index_GT: forest rows, padding repeats row 0; valid_GT: which are real.
 
+    row_P: the P real forest rows; place_P: where they stand among the G * T. `whole`: there is no padding.
     mask_G1TT is additive and None for plain causal runs (padding stands at the end, where nobody looks).
     """
 
     index_GT: Tensor
     valid_GT: Tensor
     mask_G1TT: Tensor | None
-
-    @property
-    def whole(self) -> bool:
-        """No padding at all."""
-        return bool(self.valid_GT.all())
+    row_P: Tensor
+    place_P: Tensor
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,10 @@ def make_block(forest: Forest, group: list[tuple[Node, int]], device: torch.devi
         fill_visible(forest.nodes, group, inside, visible)
         visible[:, offsets, offsets] = True
         mask = torch.from_numpy(np.where(visible, 0.0, MASKED)[:, None]).to(device, torch.float32)
-    return Block(torch.from_numpy(index).to(device), torch.from_numpy(valid).to(device), mask)
+    place = np.flatnonzero(valid)
+    arrays = (torch.from_numpy(array).to(device) for array in (index, valid, index.reshape(-1)[place], place))
+    index_GT, valid_GT, row_P, place_P = arrays
+    return Block(index_GT, valid_GT, mask, row_P, place_P, bool(valid.all()))
 
 
 def fill_visible(

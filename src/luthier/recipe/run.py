@@ -131,8 +131,9 @@ class Tune(Part):
     clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
     refit: bool = Field(
         True,
-        description="Once the best step is known, train anew on training and validation rows, up to that point of the "
-        "schedule. Costs a second training; the temperature stays that of the first.",
+        description="Train anew on training and validation rows once the first training has been validated: the whole "
+        "schedule, or, where that overfits, one that ends at the best step. Costs a second training; the temperature "
+        "stays that of the first.",
     )
     evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
     checkpoint_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only at validations.")

@@ -20,6 +20,7 @@ from luthier.files import check_folder, new_folder, restore_folder, write_json
 from luthier.training.learner import Learner
 
 KEEP = 2
+OVERFITS = 1.25  # a final validation loss this many times the best one shows overfitting
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,16 @@ class History:
         self.validation.append({"step": step, "loss": loss, "accuracy": accuracy})
         best = min(self.validation, key=lambda v: v["loss"] or 0.0)
         self.best_step = int(best["step"] or 0)
+
+    def length_share(self) -> float:
+        """How much of the schedule to train again: all of it, or up to the best step where it overfits after that.
+
+        Losses before the end are those of a learning rate that has not decayed yet, so a step that looks a little
+        better is no reason to stop there; a final loss a quarter above the best one is.
+        """
+        losses = [entry["loss"] or 0.0 for entry in self.validation]
+        overfits = bool(losses) and losses[-1] > OVERFITS * min(losses)
+        return self.best_step / self.num_steps if overfits else 1.0
 
     def progress(self) -> Progress:
         """The line to show now."""

@@ -64,36 +64,35 @@ def train(
     seed: int,
     folder: Path,
     report: Report,
-    end_share: float = 1.0,
+    length_share: float = 1.0,
 ) -> History:
     """Train `learner` in place and leave it at its best validation; returns the history of the run.
 
-    Without validation rows it is left at the last step. `end_share`: end after this share of the schedule's steps.
+    Without validation rows it is left at the last step. `length_share` makes the whole schedule that much shorter.
 
     Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint.
     Raises TrainingError before an update with a loss or gradient that is not finite, and Stopped (after
     saving) on SIGINT or SIGTERM.
     """
-    num_steps = max(1, math.ceil(tune.epochs * len(examples) / tune.batch_size))
+    num_steps = max(1, math.ceil(length_share * tune.epochs * len(examples) / tune.batch_size))
     evaluate_every = tune.evaluate_every or max(1, math.ceil(len(examples) / tune.batch_size / 4))
     schedule = Schedule(tune.schedule, num_steps, round(tune.warmup_share * num_steps))
-    end = max(1, round(end_share * num_steps))
     optimizer = make_optimizer(learner, tune)
     torch.manual_seed(seed)
-    history = History(num_steps=end)
+    history = History(num_steps=num_steps)
     clear_leftovers(folder)
     found = latest_checkpoint(folder)
     if found is not None:
-        history = load_checkpoint(found, learner, optimizer, end)
+        history = load_checkpoint(found, learner, optimizer, num_steps)
     with Stop() as stop:
-        for step in range(history.step, end):
+        for step in range(history.step, num_steps):
             started = time.perf_counter()
             rows = rows_of_step(step, tune.batch_size, len(examples), seed)
             factor = schedule.factor(step)
             done = one_step(learner, method, [examples[i] for i in rows], optimizer, factor, tune, step)
             history.record_step(step, done, tune.learning_rate * factor)
             history.seconds += time.perf_counter() - started
-            last = step + 1 == end
+            last = step + 1 == num_steps
             validated = bool(validation) and (last or (step + 1) % evaluate_every == 0)
             if validated:
                 started = time.perf_counter()
@@ -102,7 +101,7 @@ def train(
                     save_best(learner, folder)
                 history.validation_seconds += time.perf_counter() - started
             if last and not validation:
-                history.best_step = end
+                history.best_step = num_steps
                 save_best(learner, folder)
             report(history.progress())
             stopping = stop.wanted and not last  # asked once: what is said to be saved is saved
@@ -110,7 +109,7 @@ def train(
             if last or stopping or due:
                 save_checkpoint(folder, learner, optimizer, history)
             if stopping:
-                stop.leave(f"training is saved after step {step + 1} of {end}")
+                stop.leave(f"training is saved after step {step + 1} of {num_steps}")
     load_best(learner, folder)
     return history
 
