@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.corpus.build import prepare_corpus
 from luthier.corpus.duplicates.clusters import Clusters, bands_and_rows, find_clusters
 from luthier.corpus.duplicates.signatures import bytes_a_document, open_signatures, save_signatures, sign
 from luthier.corpus.duplicates.words import words_of
+from luthier.recipe import corpus_of
 from luthier.recipe.corpus import Duplicates
 
 UNIT_RECORDS = 5_000
@@ -41,6 +43,7 @@ def main() -> None:
     speed.add_argument("folders", type=Path, nargs="+", help="folders of .jsonl and .txt files to make documents of")
     speed.add_argument("--documents", type=int, default=20_000)
     speed.add_argument("--peer", action="append", default=[], choices=["datasketch", "text-dedup"])
+    speed.add_argument("--prepare", action="store_true", help="also time `luthier data prepare` on the same documents")
     speed.add_argument("--python", default=sys.executable, help="python of the environment that has text-dedup")
     child = commands.add_parser("child", help="one side of `speed`, in a process of its own")
     child.add_argument("side", choices=sorted(SIDES))
@@ -107,7 +110,7 @@ def speed_beside_peers(arguments: argparse.Namespace) -> None:
         corpus = Path(folder) / "corpus.jsonl"
         copies = write_corpus(arguments.folders, arguments.documents, corpus)
         print(f"{arguments.documents:,} documents, {copies:,} of them copies made by changing a few words or none")
-        for side in ["luthier", *arguments.peer]:
+        for side in ["luthier", *arguments.peer, *(["prepare"] if arguments.prepare else [])]:
             result = run_side(side, corpus, arguments.python)
             rate = arguments.documents / result["seconds"]
             line = f"{side:11} {result['seconds']:7.1f} s {result['cpu_seconds']:7.1f} s CPU {rate:8,.0f} documents/s"
@@ -265,8 +268,26 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def child_prepare(corpus: Path, python: str) -> dict[str, Any]:
+    """The whole preparation with its default steps: repair, language, personal data, copies, split, audit, page."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        settings = corpus_of([str(corpus)], ["split.test_share=0.05"])
+        ledger = prepare_corpus(settings, Path(folder) / "out", workers=1)
+        seconds = time.perf_counter() - started
+    note = f"(whole preparation, one process: {ledger['parts']})"
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds(),
+        "kept": ledger["rows_kept"],
+        "peak_mb": peak_mb(),
+        "note": note,
+    }
+
+
 SIDES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
     "luthier": child_luthier,
+    "prepare": child_prepare,
     "datasketch": child_datasketch,
     "text-dedup": child_text_dedup,
 }

@@ -87,7 +87,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 def test_copies_and_near_copies_go_and_are_told(tmp_path):
     rows = labelled(60)
     near = rows[7]["text"].replace(" it.", " it today.")
-    rows += [{"text": rows[3]["text"].upper(), "label": "a"}, {"text": near, "label": "b"}]
+    rows += [{"text": rows[3]["text"].upper(), "label": "b"}, {"text": near, "label": "b"}]
     ledger = prepared(tmp_path / "out", [write_rows(tmp_path / "rows.jsonl", rows)])
     assert reasons(ledger) == {"duplicate": 1, "near_duplicate": 1}
     assert ledger["rows_kept"] == 60
@@ -219,6 +219,40 @@ def test_another_shape_goes_out_and_comes_in_again(tmp_path, output):
     assert sorted(row["output"] for row in written(tmp_path / "back")) == sorted(row["output"] for row in rows)
 
 
+def test_labels_get_one_spelling_and_no_others(tmp_path):
+    rows = [*labelled(20), {"text": sentence(50), "label": "A "}, {"text": sentence(51), "label": "c"}]
+    labels = ("steps.labels.allow=[a, b]", "steps.labels.aliases={bee: b}")
+    rows.append({"text": sentence(52), "label": "Bee"})
+    ledger = prepared(tmp_path / "out", [write_rows(tmp_path / "rows.jsonl", rows)], *labels)
+    assert reasons(ledger) == {"unknown_label": 1}
+    assert 'label "c" is not in steps.labels.allow.' in ledger["dropped"][0]["examples"][0]["detail"]
+    assert {row["label"] for row in written(tmp_path / "out")} == {"a", "b"}
+    assert ledger["findings"]["labels"] == {"respelled": 2}
+
+
+def test_copies_that_disagree_on_the_label_all_go(tmp_path):
+    rows = [*labelled(10), {"text": sentence(3).upper(), "label": "a"}]
+    ledger = prepared(tmp_path / "out", [write_rows(tmp_path / "rows.jsonl", rows)])
+    assert reasons(ledger) == {"conflicting_labels": 2} and ledger["rows_kept"] == 9
+    assert ledger["dropped"][0]["examples"][0]["detail"] == (
+        'the same text has the labels "b" (rows.jsonl line 4) and "a" (rows.jsonl line 11). Keep the right one.'
+    )
+
+
+def test_a_template_makes_training_texts(tmp_path):
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": sentence(i)} for i in range(4)]
+    files = [write_rows(tmp_path / "alpaca.jsonl", rows)]
+    prepared(tmp_path / "hash", files, "template.layout=hash", "write=prompt_completion")
+    first = next(row for row in written(tmp_path / "hash") if "Say 0." in row["prompt"])
+    assert first == {"prompt": "### Instruction:\nSay 0.\n\n### Response:\n", "completion": sentence(0)}
+    own = ("template.layout=own", "template.prompt='{{ instruction | upper }} ->'", "write=prompt_completion")
+    prepared(tmp_path / "own", files, *own)
+    assert {row["prompt"] for row in written(tmp_path / "own")} == {f"SAY {i}. ->" for i in range(4)}
+    evil = ("template.layout=own", "template.prompt={{ instruction.__class__.__mro__ }}", "max_dropped_share=1.0")
+    ledger = prepared(tmp_path / "evil", files, *evil)
+    assert reasons(ledger) == {"template_failed": 4} and ledger["rows_kept"] == 0
+
+
 # --- wrong rows ----------------------------------------------------------------------------------------
 
 
@@ -274,6 +308,38 @@ def test_pseudonyms_without_a_key_are_refused_before_anything_is_read(tmp_path, 
     files = [write_rows(tmp_path / "rows.jsonl", labelled(5))]
     with pytest.raises(RecipeError, match="set the environment variable LUTHIER_PSEUDONYM_KEY"):
         prepare_corpus(corpus_of(files, ["steps.personal.action=pseudonym"]), tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("template.prompt=x", "template.prompt: has no effect unless template.layout is own."),
+        ("template.layout=own", "template.prompt: layout own needs a template."),
+        ("steps.labels.aliases={x: y}", "steps.labels.aliases: name the labels themselves in steps.labels.allow."),
+        ("split={test_share: 0.6, validation_share: 0.5}", "split: validation_share and test_share leave nothing"),
+        ("steps.language={enabled: false, keep: [en]}", "steps.language.keep: has no effect while"),
+        ("mixing.temperature=2", "mixing: set enabled: true, or its other keys do nothing."),
+        ("steps.chunking={max_tokens: 9, overlap_tokens: 9}", "overlap_tokens must be smaller than max_tokens."),
+    ],
+)
+def test_settings_that_contradict_each_other(setting, problem):
+    with pytest.raises(RecipeError) as caught:
+        corpus_of(["rows.jsonl"], [setting])
+    assert problem in str(caught.value)
+
+
+def test_a_hub_data_set_that_cannot_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
+    with pytest.raises(DataError, match=r'"hub:nobody": write hub:OWNER/NAME'):
+        prepare_corpus(corpus_of(["hub:nobody"]), tmp_path / "out", workers=1)
+    with pytest.raises(DataError, match=r"hub:some/rows: could not be fetched from the hub \(.+\)\. Check the name"):
+        prepare_corpus(corpus_of(["hub:some/rows"]), tmp_path / "out", workers=1)
+    cached = tmp_path / "home" / "datasets" / "some--rows" / "data"
+    cached.mkdir(parents=True)
+    write_rows(cached / "train-1.jsonl", labelled(6))
+    ledger = prepared(tmp_path / "out", ["hub:some/rows"])
+    assert ledger["rows_kept"] == 6
+    assert prepared(tmp_path / "out2", ["hub:some/rows/data/train-*.jsonl"])["rows_kept"] == 6
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):

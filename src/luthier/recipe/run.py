@@ -221,7 +221,11 @@ def load_corpus(path: str | Path, overrides: Sequence[str] = ()) -> Corpus:
 
 def corpus_of(files: Sequence[str], overrides: Sequence[str] = ()) -> Corpus:
     """A corpus of some files, all else at its default; `overrides` are `path.to.key=value` inside the corpus."""
-    values: dict[str, Any] = {"inputs": [{"path": str(Path(file).expanduser().absolute())} for file in files]}
+    values: dict[str, Any] = {
+        "inputs": [
+            {"path": file if file.startswith("hub:") else str(Path(file).expanduser().absolute())} for file in files
+        ]
+    }
     return parse_corpus(values, "the command", apply_overrides(values, overrides))
 
 
@@ -244,6 +248,12 @@ def corpus_problems(corpus: Corpus) -> list[str]:
         problems.append("split: validation_share and test_share leave nothing to train on.")
     if corpus.steps.language.keep and not corpus.steps.language.enabled:
         problems.append("steps.language.keep: has no effect while steps.language.enabled is false.")
+    if corpus.steps.labels.aliases and not corpus.steps.labels.allow:
+        problems.append("steps.labels.aliases: name the labels themselves in steps.labels.allow.")
+    if corpus.template.layout == "own" and not corpus.template.prompt:
+        problems.append("template.prompt: layout own needs a template.")
+    if corpus.template.layout != "own" and corpus.template.prompt:
+        problems.append("template.prompt: has no effect unless template.layout is own.")
     chunking = corpus.steps.chunking
     if chunking.max_tokens and chunking.overlap_tokens >= chunking.max_tokens:
         problems.append("steps.chunking: overlap_tokens must be smaller than max_tokens.")
@@ -307,7 +317,7 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
 
 def anchor(section: object, key: str, folder: Path) -> None:
     """Make one path of a section absolute, where it is there."""
-    if isinstance(section, dict) and isinstance(section.get(key), str):
+    if isinstance(section, dict) and isinstance(section.get(key), str) and not section[key].startswith("hub:"):
         section[key] = str(folder / Path(section[key]).expanduser())
 
 

@@ -18,7 +18,7 @@ from luthier.corpus.lines import Problem
 from luthier.corpus.partition import ASIDE, TEST, TRAIN, RowColumns, partition, read_frozen, write_frozen
 from luthier.corpus.rows import read_input
 from luthier.recipe.corpus import Corpus, Input
-from luthier.records import Record
+from luthier.records import Labelled, Record
 
 PARTS = ("train", "validation", "test")
 DROPPED = -1
@@ -48,11 +48,16 @@ def decide(store: Store, corpus: Corpus, say: Callable[[str], None]) -> Decision
     signatures = store.signatures()
     clusters = find_clusters(signatures, corpus.duplicates)
     found = Decisions(np.zeros(len(store), np.int8), {}, clusters, Audit([], 0, 0))
+    labels = store.column("labels")
     for kept, copies in clusters.groups():
         twin = store.row(kept).source
+        exact = [kept, *(number for number in copies if clusters.exact_N[number])]
+        if len(set(labels[exact].tolist())) > 1:
+            for number in exact:
+                found.drop(number, Problem("conflicting_labels", conflict(store, exact)))
         for number in copies:
             found.drop(number, twin_problem(str(twin), bool(clusters.exact_N[number]), clusters.similarity_N[number]))
-    stays = np.flatnonzero(clusters.stays_N)
+    stays = np.flatnonzero(found.part_N != DROPPED)
     keys_N2 = np.concatenate([unit.keys_B2 for unit in signatures]) if signatures else np.zeros((0, 2), np.uint64)
     found.part_N[stays] = split(store, corpus, stays, keys_N2[stays], say)
     for number in np.flatnonzero(found.part_N == ASIDE).tolist():
@@ -65,6 +70,13 @@ def twin_problem(twin: str, exact: bool, similarity: float) -> Problem:
     if exact:
         return Problem("duplicate", f"the same text as {twin}.")
     return Problem("near_duplicate", f"nearly the same text as {twin} (Jaccard {similarity:.2f}).")
+
+
+def conflict(store: Store, numbers: list[int]) -> str:
+    """Where a text stands with which label."""
+    places = {record.label: str(record.source) for record in store.rows(numbers) if isinstance(record, Labelled)}
+    said = " and ".join(f'"{label}" ({place})' for label, place in places.items())
+    return f"the same text has the labels {said}. Keep the right one."
 
 
 def split(

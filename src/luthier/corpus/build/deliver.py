@@ -23,10 +23,11 @@ from luthier.corpus.partition import TRAIN
 from luthier.corpus.shapes.convert import write_as
 from luthier.corpus.shapes.registry import SHAPES
 from luthier.corpus.steps.chunking import Chunker, TokenCounter
+from luthier.corpus.templates import Template, hash_layout
 from luthier.corpus.wire import whole_text
 from luthier.errors import RecipeError
 from luthier.files import new_folder, open_aside
-from luthier.recipe.corpus import Corpus
+from luthier.recipe.corpus import Corpus, Templating
 from luthier.records import Document, Record, Source
 
 TEXTS_AT_ONCE = 500
@@ -45,10 +46,27 @@ class Delivered:
     synthetic: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class Making:
+    """What is done to a record on its way out."""
+
+    chunker: Chunker | None
+    template: Template | None
+    count_tokens: TokenCounter | None
+
+
+def make_template(settings: Templating) -> Template | None:
+    """The template that is asked for."""
+    if settings.layout == "own":
+        return Template(settings.prompt, settings.completion)
+    return hash_layout() if settings.layout == "hash" else None
+
+
 def deliver(store: Store, corpus: Corpus, found: Decisions, out: Path, count_tokens: TokenCounter | None) -> Delivered:
     """Write the parts' shards under `out/records`; replaces what stood there, whole."""
     done = Delivered(unit="words" if count_tokens is None else "tokens")
     chunker = make_chunker(corpus, count_tokens)
+    template = make_template(corpus.template)
     with new_folder(out / "records") as aside:
         for number, part in enumerate(PARTS):
             numbers = found.numbers(number)
@@ -58,7 +76,7 @@ def deliver(store: Store, corpus: Corpus, found: Decisions, out: Path, count_tok
                 if not len(numbers):
                     continue
                 numbers = shuffled(numbers, corpus.seed)
-            rows = shaped(store, corpus, numbers, part, done, chunker, count_tokens)
+            rows = shaped(store, corpus, numbers, part, done, Making(chunker, template, count_tokens))
             write_shards(aside, part, rows, corpus)
     return done
 
@@ -100,8 +118,7 @@ def shaped(
     numbers: np.ndarray,
     part: str,
     done: Delivered,
-    chunker: Chunker | None,
-    count_tokens: TokenCounter | None,
+    making: Making,
 ) -> Iterator[dict[str, Any]]:
     """Rows in the asked shape, counted on their way."""
     for first in range(0, len(numbers), TEXTS_AT_ONCE):
@@ -109,8 +126,9 @@ def shaped(
         texts: list[str] = []
         for number, record in zip(chosen.tolist(), store.rows(chosen), strict=True):
             placed = 0
-            for piece in pieces_of(record, chunker):
-                written = write_as(piece, SHAPES[corpus.write])
+            for piece in pieces_of(record, making.chunker):
+                made = piece if making.template is None else making.template.render(piece)
+                written = made if isinstance(made, Problem) else write_as(made, SHAPES[corpus.write])
                 if isinstance(written, Problem):
                     done.no_place[number] = (record.source, written, whole_text(record))
                     break
@@ -123,7 +141,7 @@ def shaped(
                 done.licences[record.source.licence or "unknown"] += 1
                 if record.source.synthetic:
                     done.synthetic[record.source.synthetic] += 1
-        counts = count_tokens(texts) if count_tokens and texts else [len(text.split()) for text in texts]
+        counts = making.count_tokens(texts) if making.count_tokens and texts else [len(text.split()) for text in texts]
         done.lengths.setdefault(part, []).extend(counts)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.corpus.build.decide import decide
-from luthier.corpus.build.deliver import deliver, write_dropped
+from luthier.corpus.build.deliver import deliver, make_template, write_dropped
 from luthier.corpus.build.ledger import build_ledger
 from luthier.corpus.build.store import Store
 from luthier.corpus.build.trim import trim
@@ -64,6 +64,7 @@ def prepare_corpus(
     started = time.perf_counter()
     prove_writable(out)
     make_steps(corpus.steps, os.environ.get(corpus.steps.personal.key_variable, "").encode() or None)
+    make_template(corpus.template)
     listener.plan(["plan", "rows"] if shard else ["plan", "rows", "merge", "write"])
     listener.begin("plan")
     units = plan_units(corpus, code_hash(*CODE))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from luthier.corpus.labels import shorten
 from luthier.corpus.steps.base import Step
+from luthier.corpus.steps.labels import LabelsStep
 from luthier.corpus.steps.language import LanguageStep
 from luthier.corpus.steps.licences import LicencesStep
 from luthier.corpus.steps.personal import PersonalStep
@@ -27,6 +28,8 @@ def make_steps(settings: Steps, key: bytes | None) -> list[Step]:
         steps.append(RepairStep(settings.repair))
     if settings.licences.allow or settings.licences.deny:
         steps.append(LicencesStep(settings.licences))
+    if settings.labels.allow:
+        steps.append(LabelsStep(settings.labels))
     if settings.language.enabled:
         steps.append(LanguageStep(settings.language))
     if settings.quality.rules != "off":
