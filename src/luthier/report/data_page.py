@@ -18,7 +18,8 @@ from markupsafe import Markup, escape
 
 from luthier.report import charts
 from luthier.report.histogram import Histogram, histogram_plot
-from luthier.report.page import NARROW, WIDE, count, duration, percent, size, words
+from luthier.report.numbers import count, duration, percent, size, words
+from luthier.report.page import NARROW, WIDE
 
 Values = dict[str, Any]
 

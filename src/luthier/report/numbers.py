@@ -1,0 +1,96 @@
+"""How numbers and names are written on the pages."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+NOTHING = "–"
+
+
+def known(value: Any) -> bool:
+    """Whether there is a number to print."""
+    return value is not None and math.isfinite(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.8425 as `84.3%`."""
+    return f"{value:.{digits}%}" if value is not None and known(value) else NOTHING
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign: 0.105 as `+10.5`."""
+    if value is None or not known(value):
+        return NOTHING
+    written = f"{100 * value:+.1f}"
+    return "0.0" if float(written) == 0 else written.replace("-", "−")
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A plain number with a fixed number of decimals."""
+    return f"{value:.{digits}f}".replace("-", "−") if value is not None and known(value) else NOTHING
+
+
+def count(value: float | None) -> str:
+    """1204331 as `1,204,331`."""
+    return f"{value:,.0f}" if value is not None and known(value) else NOTHING
+
+
+def p_value(value: float | None) -> str:
+    """Three decimals; smaller ones as a bound."""
+    if value is None or not known(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in a unit that reads well: `2 µs`, `0.4 ms`, `41 ms`, `1.42 s`, `6 min 42 s`, `3 h 05 min`."""
+    if seconds is None or not known(seconds):
+        return NOTHING
+    if seconds < 0.9995:
+        number, unit = (1e6 * seconds, "µs") if seconds < 0.0000995 else (1000 * seconds, "ms")
+        return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"
+    if seconds < 119.5:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def money(amount: float | None) -> str:
+    """An amount without its currency: two decimals, below 1 two significant digits, at most four decimals."""
+    if amount is None or not known(amount):
+        return NOTHING
+    if amount == 0:
+        return "0"
+    if amount < 0.00005:
+        return "< 0.0001"
+    decimals = min(max(1 - math.floor(math.log10(amount)), 2), 4)
+    return f"{amount:,.{decimals}f}"
+
+
+def size(num_bytes: float | None) -> str:
+    """3000000000 as `3.0 GB` (powers of 1000)."""
+    if num_bytes is None or not known(num_bytes):
+        return NOTHING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def moment(created: str) -> str:
+    """An ISO time as `14 March 2026, 10:32 UTC`; what is no ISO time stays as it is."""
+    try:
+        time = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{time.day} {time:%B %Y, %H:%M} {time.tzname() or ''}".strip()
+
+
+def words(name: str) -> str:
+    """`out_of_ontology` as `out of ontology`."""
+    return name.replace("_", " ")
