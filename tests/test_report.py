@@ -179,7 +179,7 @@ def make_result() -> dict[str, Any]:
             "method": "head", "seconds": 402.3, "steps": 132, "best_step": 88, "rows": 704, "epochs": 3.0,
             "trained_tokens": 2112, "computed_tokens": 61274, "padded_tokens": 231958,
             "peak_rss_bytes": 3012345678, "trainable_parameters": 4888320, "total_parameters": 139403328,
-            "cost": 0.011175, "adapter": "runs/newsroom-desk/adapter", "curve": make_curve(),
+            "cost": 0.011175, "refit": {"steps": 150, "rows": 800}, "adapter": "runs/newsroom-desk/adapter", "curve": make_curve(),
         },
         "break_even": [
             {"arm": "tfidf", "rows": None, "sentence": "Never on cost alone: TF-IDF answers a row for less."},

@@ -211,6 +211,8 @@ class Pipeline:
         self.listener.begin("training")
         value, cached = self.folder.stage("training", self.training_inputs, self.train)
         note = f"best at step {value['best_step']} of {value['steps']}"
+        if value["refit"]:
+            note += f", refitted in {value['refit']['steps']} steps"
         self.listener.end("training", cached, note)
         return value
 
