@@ -603,12 +603,20 @@ def test_a_checkpoint_is_named_after_the_steps_it_holds(tiny_path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("losses", "share"), [((1.0, 0.8, 0.9), 1.0), ((1.0, 0.8, 1.01), 2 / 3), ((0.5,), 1.0), ((), 1.0)]
+    ("losses", "accuracies", "share"),
+    [
+        ((1.0, 0.8, 0.9), None, 1.0),
+        ((1.0, 0.8, 1.01), None, 2 / 3),
+        ((1.0, 0.8, 1.01), (0.5, 0.8, 0.76), 1.0),
+        ((1.0, 0.8, 1.01), (0.5, 0.8, 0.74), 2 / 3),
+        ((0.5,), None, 1.0),
+        ((), None, 1.0),
+    ],
 )
-def test_the_schedule_is_shortened_only_where_it_overfits(losses, share):
+def test_the_schedule_is_shortened_only_where_it_overfits(losses, accuracies, share):
     history = History(num_steps=3)
     for step, loss in enumerate(losses, start=1):
-        history.record_validation(step, loss, None)
+        history.record_validation(step, loss, accuracies[step - 1] if accuracies else None)
     assert history.length_share() == pytest.approx(share)
 
 

@@ -123,7 +123,7 @@ class Tune(Part):
         2e-3, description="Peak learning rate of the head (method `head`).", strict=False
     )
     label_smoothing: float = Field(
-        0.1, ge=0, lt=1, description="Share of the target spread over all labels (`head`, `candidates`)."
+        0.0, ge=0, lt=1, description="Share of the target spread over all labels (`head`, `candidates`)."
     )
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up.")

@@ -20,7 +20,7 @@ from luthier.files import check_folder, new_folder, restore_folder, write_json
 from luthier.training.learner import Learner
 
 KEEP = 2
-OVERFITS = 1.25  # a final validation loss this many times the best one shows overfitting
+OVERFITS, LOST_ACCURACY = 1.25, 0.05  # final validation loss over the best one, and accuracy lost: overfitting
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,13 @@ class History:
         """How much of the schedule to train again: all of it, or up to the best step where it overfits after that.
 
         Losses before the end are those of a learning rate that has not decayed yet, so a step that looks a little
-        better is no reason to stop there; a final loss a quarter above the best one is.
+        better is no reason to stop there. A final loss a quarter above the best one is, where accuracy fell too:
+        a loss also rises when right answers only become surer and a few wrong ones with them.
         """
         losses = [entry["loss"] or 0.0 for entry in self.validation]
-        overfits = bool(losses) and losses[-1] > OVERFITS * min(losses)
+        shares = [entry["accuracy"] for entry in self.validation if entry["accuracy"] is not None]
+        lost = not shares or max(shares) - shares[-1] > LOST_ACCURACY
+        overfits = bool(losses) and losses[-1] > OVERFITS * min(losses) and lost
         return self.best_step / self.num_steps if overfits else 1.0
 
     def progress(self) -> Progress:
