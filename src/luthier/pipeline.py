@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,13 @@ class Pipeline:
         learner = new_learner(self.model, recipe.tune, self.tuned_prompt, recipe.seed, recipe.attention)
         calibrate_head(learner, training, recipe.ask.batch_tokens)
 
-        def report(progress: Progress) -> None:
+        rows = [len(training), len(training) + len(validation) if recipe.tune.refit else 0]
+        steps = [math.ceil(recipe.tune.epochs * count / recipe.tune.batch_size) for count in rows]
+
+        def report(progress: Progress, before: int = 0) -> None:
             accuracy = "" if progress.accuracy is None else f", validation {progress.accuracy:.1%}"
-            self.listener.update(progress.step, progress.num_steps, f"loss {progress.loss:.3f}{accuracy}")
+            total = max(sum(steps), before + progress.num_steps)
+            self.listener.update(before + progress.step, total, f"loss {progress.loss:.3f}{accuracy}")
 
         reset_peak_memory()
         history = train(learner, method, training, validation, recipe.tune, recipe.seed, self.folder.training, report)
@@ -240,7 +245,9 @@ class Pipeline:
         refit = None
         if recipe.tune.refit:
             unloaded(learner)
-            learner, refit = self.refit(history.length_share(), training + validation, report)
+            learner, refit = self.refit(
+                history.length_share(), training + validation, partial(report, before=history.num_steps)
+            )
         self.__dict__["learner"] = learner
         done = [history] if refit is None else [history, refit]
         return {
