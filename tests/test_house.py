@@ -17,7 +17,7 @@ FLOORS = (
     ("methods", "models", "generation"),
     ("training", "peek"),
     ("evaluation", "synthetic"),
-    ("predictor", "result"),
+    ("fitting", "predictor", "result"),
     ("pipeline",),
     ("__init__",),
     ("cli",),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,9 @@ from luthier.evaluation.arms import (
     Tfidf,
     Tuned,
 )
-from luthier.evaluation.arms.base import gold_indices
-from luthier.evaluation.metrics import fit_temperature
 from luthier.files import new_folder, write_json
+from luthier.fitting import Fitting
 from luthier.forest.forward import choose_backend, set_backend
-from luthier.methods import make_method
-from luthier.methods.base import Example
 from luthier.models import LoadedModel, load_model, public_name
 from luthier.predictor import describe_prompt
 from luthier.progress import Listener, Silent
@@ -40,10 +36,8 @@ from luthier.records import Outcome, Prediction
 from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
-from luthier.runtime import peak_memory_bytes, reset_peak_memory, set_up_torch
-from luthier.training.checkpoint import History, Progress
-from luthier.training.learner import Learner, calibrate_head, load_learner, new_learner, unloaded
-from luthier.training.loop import train
+from luthier.runtime import set_up_torch
+from luthier.training.learner import Learner, load_learner
 
 ONE_SHARD = 1 << 40  # rows
 
@@ -202,11 +196,6 @@ class Pipeline:
         """What the adapter depends on."""
         return {**self.base_inputs, "tune": self.recipe.tune.model_dump()}
 
-    def examples(self) -> tuple[list[Example], list[Example]]:
-        """Training and validation rows as the method sees them; refuses what could not be learnt."""
-        method = make_method(self.recipe.tune, self.recipe.task)
-        return method.view(self.tuned_prompt, self.rows.train), method.view(self.tuned_prompt, self.rows.validation)
-
     def run_training(self) -> dict[str, Any]:
         """Train the adapter, or take up a training that was stopped."""
         self.listener.begin("training")
@@ -223,71 +212,11 @@ class Pipeline:
 
         recipe = self.recipe
         check_trainable(self.tuned_prompt, self.rows.train, recipe.tune, self.model.context_tokens)
-        method = make_method(recipe.tune, recipe.task)
-        training, validation = self.examples()
         self.forget_other_training()
         set_backend(self.model.model, self.backend)
-        learner = new_learner(self.model, recipe.tune, self.tuned_prompt, recipe.seed, recipe.attention)
-        calibrate_head(learner, training, recipe.ask.batch_tokens)
-
-        rows = [len(training), len(training) + len(validation) if recipe.tune.refit else 0]
-        steps = [math.ceil(recipe.tune.epochs * count / recipe.tune.batch_size) for count in rows]
-
-        def report(progress: Progress, before: int = 0) -> None:
-            accuracy = "" if progress.accuracy is None else f", validation {progress.accuracy:.1%}"
-            total = max(sum(steps), before + progress.num_steps)
-            self.listener.update(before + progress.step, total, f"loss {progress.loss:.3f}{accuracy}")
-
-        reset_peak_memory()
-        history = train(learner, method, training, validation, recipe.tune, recipe.seed, self.folder.training, report)
-        trained = sum(parameter.numel() for parameter in learner.trained().values())
-        temperature = self.fitted_temperature(learner)
-        refit = None
-        if recipe.tune.refit:
-            unloaded(learner)
-            learner, refit = self.refit(
-                history.length_share(), training + validation, partial(report, before=history.num_steps)
-            )
-        self.__dict__["learner"] = learner
-        done = [history] if refit is None else [history, refit]
-        return {
-            "temperature": temperature,
-            "refit": None if refit is None else {"steps": refit.num_steps, "rows": len(training) + len(validation)},
-            "method": method.name,
-            "seconds": sum(part.seconds for part in done),
-            "validation_seconds": history.validation_seconds,
-            "steps": history.num_steps,
-            "best_step": history.best_step,
-            "rows": len(training),
-            "epochs": recipe.tune.epochs,
-            "trained_tokens": sum(part.trained_tokens for part in done),
-            "computed_tokens": sum(part.computed_tokens for part in done),
-            "sequence_tokens": sum(part.sequence_tokens for part in done),
-            "padded_tokens": sum(part.padded_tokens for part in done),
-            "peak_rss_bytes": peak_memory_bytes(),
-            "trainable_parameters": trained,
-            "total_parameters": self.model.num_parameters,
-            "curve": {"train": history.train, "validation": history.validation},
-        }
-
-    def fitted_temperature(self, learner: Learner) -> float:
-        """The temperature of the answers on validation rows, which this learner has not been trained on."""
-        classifier = Classifier(learner, self.tuned_prompt, self.recipe.ask.batch_tokens)
-        logprobs = classifier.logprobs([row.text for row in self.rows.validation])
-        return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
-
-    def refit(
-        self, length_share: float, examples: list[Example], report: Callable[[Progress], None]
-    ) -> tuple[Learner, History]:
-        """A fresh adapter trained on all rows there are, for that share of the schedule."""
-        recipe = self.recipe
-        learner = new_learner(self.model, recipe.tune, self.tuned_prompt, recipe.seed, recipe.attention)
-        calibrate_head(learner, examples, recipe.ask.batch_tokens)
-        method = make_method(recipe.tune, recipe.task)
-        folder = self.folder.training / "refit"
-        return learner, train(
-            learner, method, examples, [], recipe.tune, recipe.seed, folder, report, length_share=length_share
-        )
+        fitting = Fitting(recipe, self.model, self.tuned_prompt, self.rows, self.folder.training, self.listener.update)
+        self.__dict__["learner"], figures = fitting.run()
+        return figures
 
     def forget_other_training(self) -> None:
         """Checkpoints of another recipe, data set or code must not be resumed."""

@@ -1,0 +1,109 @@
+"""How the adapter of a run comes to be: trained, validated, its temperature fitted, then refitted on all rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.evaluation.arms import Classifier, Rows
+from luthier.evaluation.arms.base import gold_indices
+from luthier.evaluation.metrics import fit_temperature
+from luthier.methods import make_method
+from luthier.methods.base import Example
+from luthier.models import LoadedModel
+from luthier.prompts import ClassifyPrompt
+from luthier.recipe import Recipe
+from luthier.runtime import peak_memory_bytes, reset_peak_memory
+from luthier.training.checkpoint import History, Progress
+from luthier.training.learner import Learner, calibrate_head, new_learner, unloaded
+from luthier.training.loop import train
+
+REFIT = "refit"
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What the training stage needs. `folder` holds its checkpoints, `update` hears of steps done."""
+
+    recipe: Recipe
+    model: LoadedModel
+    prompt: ClassifyPrompt
+    rows: Rows
+    folder: Path
+    update: Callable[[int, int, str], None]
+
+    def run(self) -> tuple[Learner, dict[str, Any]]:
+        """The finished learner, and the figures of its training. Goes on where an earlier call was stopped."""
+        tune = self.recipe.tune
+        method = make_method(tune, self.recipe.task)
+        training, validation = (method.view(self.prompt, rows) for rows in (self.rows.train, self.rows.validation))
+        reset_peak_memory()
+        learner, history = self.fit(training, validation, self.folder)
+        trained = sum(parameter.numel() for parameter in learner.trained().values())
+        temperature = self.fitted_temperature(learner)
+        done = [history]
+        if tune.refit:
+            unloaded(learner)
+            learner, again = self.fit(training + validation, [], self.folder / REFIT, history)
+            done.append(again)
+        return learner, {
+            "method": method.name,
+            "temperature": temperature,
+            "refit": {"steps": again.num_steps, "rows": len(training + validation)} if tune.refit else None,
+            "seconds": sum(part.seconds for part in done),
+            "validation_seconds": history.validation_seconds,
+            "steps": history.num_steps,
+            "best_step": history.best_step,
+            "rows": len(training),
+            "epochs": tune.epochs,
+            "trained_tokens": sum(part.trained_tokens for part in done),
+            "computed_tokens": sum(part.computed_tokens for part in done),
+            "sequence_tokens": sum(part.sequence_tokens for part in done),
+            "padded_tokens": sum(part.padded_tokens for part in done),
+            "peak_rss_bytes": peak_memory_bytes(),
+            "trainable_parameters": trained,
+            "total_parameters": self.model.num_parameters,
+            "curve": {"train": history.train, "validation": history.validation},
+        }
+
+    def fit(
+        self, examples: list[Example], validation: list[Example], folder: Path, first: History | None = None
+    ) -> tuple[Learner, History]:
+        """A fresh adapter, trained; after a `first` training, for the share of the schedule that this one advises."""
+        recipe = self.recipe
+        learner = new_learner(self.model, recipe.tune, self.prompt, recipe.seed, recipe.attention)
+        calibrate_head(learner, examples, recipe.ask.batch_tokens)
+        before = 0 if first is None else first.num_steps
+
+        def report(progress: Progress) -> None:
+            accuracy = "" if progress.accuracy is None else f", validation {progress.accuracy:.1%}"
+            total = max(self.num_steps(), before + progress.num_steps)
+            self.update(before + progress.step, total, f"loss {progress.loss:.3f}{accuracy}")
+
+        history = train(
+            learner,
+            make_method(recipe.tune, recipe.task),
+            examples,
+            validation,
+            recipe.tune,
+            recipe.seed,
+            folder,
+            report,
+            length_share=1.0 if first is None else first.length_share(),
+        )
+        return learner, history
+
+    def num_steps(self) -> int:
+        """Steps of both trainings, for the time left."""
+        tune, num_train = self.recipe.tune, len(self.rows.train)
+        rows = [num_train, num_train + len(self.rows.validation)] if tune.refit else [num_train]
+        return sum(math.ceil(tune.epochs * count / tune.batch_size) for count in rows)
+
+    def fitted_temperature(self, learner: Learner) -> float:
+        """The temperature of the answers on validation rows, which this learner has not been trained on."""
+        classifier = Classifier(learner, self.prompt, self.recipe.ask.batch_tokens)
+        logprobs = classifier.logprobs([row.text for row in self.rows.validation])
+        return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
