@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -20,7 +20,7 @@ from luthier.errors import RunError
 
 
 @contextlib.contextmanager
-def open_aside(path: Path) -> Iterator[IO[bytes]]:
+def open_aside(path: Path) -> Iterator[BinaryIO]:
     """Write aside, sync, rename: a reader sees the old file or the new one, never half of it."""
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from luthier.methods import make_method
 from luthier.methods.base import Example
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
-from luthier.recipe import Recipe
+from luthier.recipe import Recipe, Tune
 from luthier.runtime import peak_memory_bytes, reset_peak_memory
 from luthier.training.checkpoint import History, Progress
 from luthier.training.learner import Learner, calibrate_head, new_learner, unloaded
@@ -107,3 +107,8 @@ class Fitting:
         classifier = Classifier(learner, self.prompt, self.recipe.ask.batch_tokens)
         logprobs = classifier.logprobs([row.text for row in self.rows.validation])
         return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
+
+
+def best_folder(folder: Path, tune: Tune) -> Path:
+    """Where the adapter that a finished training leaves lies, below the folder of its checkpoints."""
+    return (folder / REFIT if tune.refit else folder) / "best"

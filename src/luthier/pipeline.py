@@ -25,9 +25,9 @@ from luthier.evaluation.arms import (
     Tuned,
 )
 from luthier.files import new_folder, write_json
-from luthier.fitting import Fitting
+from luthier.fitting import Fitting, best_folder
 from luthier.forest.forward import choose_backend, set_backend
-from luthier.models import LoadedModel, load_model, public_name
+from luthier.models import LoadedModel, load_model, public_name, token_counter
 from luthier.predictor import describe_prompt
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
@@ -106,12 +106,7 @@ class Pipeline:
     @cached_property
     def prepared(self) -> Prepared:
         """Clean, split rows with their ledger."""
-        tokenizer = self.model.tokenizer
-
-        def count_tokens(texts: list[str]) -> list[int]:
-            encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-            return [len(tokens) for tokens in encoded["input_ids"]]
-
+        count_tokens = token_counter(self.model.tokenizer)
         return prepare(self.recipe.task, self.rows_data, self.recipe.seed, count_tokens)
 
     @cached_property
@@ -235,8 +230,8 @@ class Pipeline:
     @cached_property
     def learner(self) -> Learner:
         """The trained learner, from this process or from the run folder."""
-        folder = self.folder.training / "refit" if self.recipe.tune.refit else self.folder.training
-        return load_learner(self.model, folder / "best", self.recipe.attention)
+        best = best_folder(self.folder.training, self.recipe.tune)
+        return load_learner(self.model, best, self.recipe.attention)
 
     def run_tuned(self) -> dict[str, Any]:
         """The tuned arm; its adapter is put together with its prompt before it answers the test rows."""

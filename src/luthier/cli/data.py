@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -53,7 +53,7 @@ def prepare_command(
 
     corpus = corpus_from(sources, overrides or [])
     with screen(quiet=as_json) as listener:
-        counter = token_counter(corpus)
+        counter = counter_for(corpus)
         ledger = prepare_corpus(corpus, out, listener, workers, read_shard(shard), counter)
     if "rows_in" in ledger:
         from luthier.files import write_text
@@ -233,17 +233,11 @@ def read_shard(text: str | None) -> Shard | None:
     return Shard(int(found[1]), int(found[2]))
 
 
-def token_counter(corpus: Corpus) -> TokenCounter | None:
+def counter_for(corpus: Corpus) -> TokenCounter | None:
     """Counts tokens where chunking asks for a model; None else, and lengths are in words."""
     if not corpus.steps.chunking.max_tokens:
         return None
-    from luthier.models.load import load_tokenizer
+    from luthier.models.load import load_tokenizer, token_counter
     from luthier.models.store import find_model
 
-    tokenizer: Any = load_tokenizer(find_model(corpus.steps.chunking.model))
-
-    def count(texts: list[str]) -> list[int]:
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [len(tokens) for tokens in encoded["input_ids"]]
-
-    return count
+    return token_counter(load_tokenizer(find_model(corpus.steps.chunking.model)))

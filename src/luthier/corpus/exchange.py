@@ -14,13 +14,14 @@ from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.find import find_files
 from luthier.corpus.documents.tables import write_table
 from luthier.corpus.lines import Problem
-from luthier.corpus.rows import Limits, find_reading, read_file, read_input
+from luthier.corpus.rows import Limits, find_reading, read_file, read_input, readable
 from luthier.corpus.shapes.conll import conll_text
 from luthier.corpus.shapes.convert import write_as
 from luthier.corpus.shapes.registry import SHAPES
 from luthier.corpus.wire import kind_of, texts_of, to_json
 from luthier.errors import DataError, did_you_mean
 from luthier.files import open_aside
+from luthier.recipe import absolute, parse_corpus
 from luthier.recipe.corpus import Contamination, Corpus, Input, ReadFormat
 from luthier.records import Record, Tagged
 
@@ -133,9 +134,7 @@ def split_corpus(sources: list[str], settings: Mapping[str, object], group: str 
         "language": {"enabled": False},
         "personal": {"action": "off"},
     }
-    inputs = [{"path": str(Path(source).expanduser().absolute()), "group": group} for source in sources]
-    from luthier.recipe.run import parse_corpus
-
+    inputs = [{"path": absolute(source), "group": group} for source in sources]
     values = {
         "seed": seed,
         "inputs": inputs,
@@ -150,7 +149,7 @@ def split_corpus(sources: list[str], settings: Mapping[str, object], group: str 
 def audit_files(train: Input, test: Input, settings: Mapping[str, object]) -> dict[str, Any]:
     """Which records of `train` stand in `test`: by whole text, shared run of words, or Jaccard; all as plain values."""
     chosen = Contamination.model_validate(dict(settings))
-    found = audit(readable(train), readable(test), chosen)
+    found = audit(readable(train, LIMITS), readable(test, LIMITS), chosen)
     return {
         "num_train": found.num_train,
         "num_test": found.num_test,
@@ -183,11 +182,6 @@ def input_of(path: str, text: str | None = None, label: str | None = None, read_
     if text is not None or label is not None:
         read_as = "columns"
     return Input.model_validate({"path": path, "format": read_as, "text": text or "text", "label": label})
-
-
-def readable(source: Input) -> Iterator[Record]:
-    """The records of some files that can be read."""
-    return (item for item in read_input(source, LIMITS) if not isinstance(item, Unreadable))
 
 
 def first_records(corpus: Corpus, num_rows: int) -> list[dict[str, Any]]:

@@ -45,12 +45,17 @@ def read_lines(
     .gz and .zst are unpacked as they are read; an UnpackError ends the lines where that fails.
     """
     with open_bytes(path, max_file_bytes) as handle:
-        for number, raw in enumerate(bounded_lines(handle, max_line_bytes), start=1):
-            if raw is None:
-                detail = f"the line is longer than {max_line_bytes:,} bytes. Is a line end missing?"
-                yield Line(number, "", Problem("line_too_long", detail))
-            else:
-                yield decode_line(number, raw.removeprefix(UTF8_MARK) if number == 1 else raw)
+        yield from numbered_lines(handle, max_line_bytes)
+
+
+def numbered_lines(handle: BinaryIO, max_line_bytes: int, first: int = 1) -> Iterator[Line]:
+    """The lines from where the handle stands, the first of them with number `first`."""
+    for number, raw in enumerate(bounded_lines(handle, max_line_bytes), start=first):
+        if raw is None:
+            detail = f"the line is longer than {max_line_bytes:,} bytes. Is a line end missing?"
+            yield Line(number, "", Problem("line_too_long", detail))
+        else:
+            yield decode_line(number, raw.removeprefix(UTF8_MARK) if number == 1 else raw)
 
 
 def bounded_lines(handle: BinaryIO, max_line_bytes: int) -> Iterator[bytes | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from luthier.corpus.documents.read import read_documents
 from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
 from luthier.corpus.formats import LABEL, TEXT, line_cells
-from luthier.corpus.lines import Line, Problem, bounded_lines, decode_line, read_lines
+from luthier.corpus.lines import Line, Problem, numbered_lines, read_lines
 from luthier.corpus.shapes.base import Shape
 from luthier.corpus.shapes.conll import read_conll
 from luthier.corpus.shapes.plain import Columns
-from luthier.corpus.shapes.registry import SHAPES, read_shape, shape_for
+from luthier.corpus.shapes.registry import SHAPES, read_shape, shape_for, with_licence
 from luthier.errors import DataError
 from luthier.recipe.corpus import Input
 from luthier.records import Record
@@ -88,12 +88,12 @@ def read_file(
     """The records of one file, with the input's provenance, and what could not be read."""
     name = shown_name(path, source)
     if reading.shape == DOCUMENT:
-        for item in read_documents(path, limits.file_bytes, name):
-            yield with_provenance(item, source)
+        for document in read_documents(path, limits.file_bytes, name):
+            yield document if isinstance(document, Unreadable) else with_licence(document, source.licence)
         return
     if reading.shape == CONLL:
         for sentence in read_conll(read_lines(path, limits.line_bytes), name):
-            yield with_provenance(sentence, source)
+            yield sentence if isinstance(sentence, Unreadable) else with_licence(sentence, source.licence)
         return
     if reading.shape == LINES:
         cells = line_cells(read_lines(path, limits.line_bytes), source.separator)
@@ -122,18 +122,17 @@ def read_input(source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
         yield from read_file(path, source, find_reading(path, source, limits), limits)
 
 
+def readable(source: Input, limits: Limits) -> Iterator[Record]:
+    """Those that can be read."""
+    return (item for item in read_input(source, limits) if not isinstance(item, Unreadable))
+
+
 def block_lines(path: Path, block: Block, max_line_bytes: int) -> Iterator[Line]:
     """The lines of a block."""
     with path.open("rb") as handle:
         handle.seek(block.start)
-        number = block.first_line
-        for raw in bounded_lines(handle, max_line_bytes):
-            if raw is None:
-                problem = Problem("line_too_long", f"the line is longer than {max_line_bytes:,} bytes.")
-                yield Line(number, "", problem)
-            else:
-                yield decode_line(number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
-            number += 1
+        for line in numbered_lines(handle, max_line_bytes, block.first_line):
+            yield line
             if handle.tell() >= block.end:
                 return
 
@@ -142,10 +141,3 @@ def shown_name(path: Path, source: Input) -> str:
     """A file's name in sources: below the input's folder, or the name alone."""
     base = Path(source.path)
     return str(path.relative_to(base)) if base.is_dir() and path.is_relative_to(base) else path.name
-
-
-def with_provenance(item: Record | Unreadable, source: Input) -> Record | Unreadable:
-    """The record with the input's licence, where it says none of its own."""
-    if isinstance(item, Unreadable) or item.source.licence is not None or source.licence is None:
-        return item
-    return replace(item, source=replace(item.source, licence=source.licence))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -51,6 +52,16 @@ def load_tokenizer(folder: Path) -> Any:
     if not tokenizer.is_fast:
         raise ModelError(f"model {folder}: its tokenizer has no fast version, which the prompt masks need.")
     return tokenizer
+
+
+def token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
+    """A function that gives the number of tokens of each text, special ones not counted."""
+
+    def count(texts: list[str]) -> list[int]:
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [len(tokens) for tokens in encoded["input_ids"]]
+
+    return count
 
 
 def load_model(name: str, device: str = "cpu", precision: str = "float32") -> LoadedModel:

@@ -13,11 +13,13 @@ from luthier.recipe.run import (
     Recipe,
     Task,
     Tune,
+    absolute,
     corpus_of,
     dump_recipe,
     fold_label,
     load_corpus,
     load_recipe,
+    parse_corpus,
     parse_recipe,
 )
 
@@ -35,10 +37,12 @@ __all__ = [
     "Share",
     "Task",
     "Tune",
+    "absolute",
     "corpus_of",
     "dump_recipe",
     "fold_label",
     "load_corpus",
     "load_recipe",
+    "parse_corpus",
     "parse_recipe",
 ]

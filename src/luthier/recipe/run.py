@@ -221,12 +221,13 @@ def load_corpus(path: str | Path, overrides: Sequence[str] = ()) -> Corpus:
 
 def corpus_of(files: Sequence[str], overrides: Sequence[str] = ()) -> Corpus:
     """A corpus of some files, all else at its default; `overrides` are `path.to.key=value` inside the corpus."""
-    values: dict[str, Any] = {
-        "inputs": [
-            {"path": file if file.startswith("hub:") else str(Path(file).expanduser().absolute())} for file in files
-        ]
-    }
+    values: dict[str, Any] = {"inputs": [{"path": absolute(file)} for file in files]}
     return parse_corpus(values, "the command", apply_overrides(values, overrides))
+
+
+def absolute(file: str) -> str:
+    """A path from the command line, from the root; a data set of the hub as it is."""
+    return file if file.startswith("hub:") else str(Path(file).expanduser().absolute())
 
 
 def parse_corpus(values: Mapping[str, Any], source: str, problems: Sequence[str] = (), prefix: str = "") -> Corpus:

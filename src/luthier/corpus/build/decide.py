@@ -12,11 +12,10 @@ from luthier.corpus.build.store import Store
 from luthier.corpus.build.units import limits_of
 from luthier.corpus.build.work import NO_DATE
 from luthier.corpus.contamination import Audit, audit
-from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.duplicates.clusters import Clusters, find_clusters
 from luthier.corpus.lines import Problem
 from luthier.corpus.partition import ASIDE, TEST, TRAIN, RowColumns, partition, read_frozen, write_frozen
-from luthier.corpus.rows import read_input
+from luthier.corpus.rows import readable
 from luthier.recipe.corpus import Corpus, Input
 from luthier.records import Labelled, Record
 
@@ -116,9 +115,4 @@ def tested(store: Store, corpus: Corpus, found: Decisions) -> Iterator[Record]:
     """Everything the training rows must not hold."""
     yield from store.rows(found.numbers(TEST))
     for path in corpus.contamination.against:
-        yield from readable(Input(path=path), corpus)
-
-
-def readable(source: Input, corpus: Corpus) -> Iterator[Record]:
-    """The records of an input that can be read."""
-    return (item for item in read_input(source, limits_of(corpus)) if not isinstance(item, Unreadable))
+        yield from readable(Input(path=path), limits_of(corpus))

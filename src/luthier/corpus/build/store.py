@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,7 @@ class Store:
     @property
     def index_bytes(self) -> int:
         """Size of the duplicate index on disk."""
-        names = ("keys_B2", "lengths_B", "shingles", "offsets_B1", "minhash_PB")
+        names = [field.name for field in fields(Signatures)]
         return sum((path / f"{name}.npy").stat().st_size for path in self.folders for name in names)
 
     def column(self, name: str) -> np.ndarray:

@@ -26,6 +26,7 @@ from luthier.records import Labelled, Record, Source
 
 BATCH_ROWS = 1000
 SHOWN_CHARS = 300
+FACTS = {"offsets": np.int64, "labels": np.uint64, "groups": np.uint64, "dates": np.int64}
 NO_DATE = np.iinfo(np.int64).min
 
 Excerpt = Callable[[str], str]
@@ -42,8 +43,6 @@ class Tally:
     steps: dict[str, str] = field(default_factory=dict)
     findings: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     rows_found: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    licences: Counter[str] = field(default_factory=Counter)
-    synthetic: Counter[str] = field(default_factory=Counter)
 
     def find(self, step: str, findings: tuple[Finding, ...]) -> None:
         """Count what a step found: each finding, and each row once a kind."""
@@ -59,7 +58,6 @@ class Facts:
     labels: np.ndarray
     groups: np.ndarray
     dates: np.ndarray  # seconds since 1970, NO_DATE where unknown
-    words: np.ndarray
 
 
 def unit_folder(folder: Path, unit: Unit) -> Path:
@@ -94,7 +92,7 @@ class Writer:
         self.texts: list[str] = []
         self.keys: list[str] = []
         self.signed: list[Signatures] = []
-        self.facts: list[tuple[int, int, int, int, int]] = []
+        self.facts: list[tuple[int, int, int, int]] = []
 
     def run(self, items: Iterator[Record | Unreadable]) -> None:
         """All of a unit's records."""
@@ -122,11 +120,8 @@ class Writer:
         text = whole_text(record)
         offset = rows.tell()
         rows.write(json.dumps(to_json(record), ensure_ascii=False).encode() + b"\n")
-        self.facts.append(facts_of(record, offset, len(text.split())))
+        self.facts.append(facts_of(record, offset))
         self.tally.kept += 1
-        self.tally.licences[record.source.licence or "unknown"] += 1
-        if record.source.synthetic:
-            self.tally.synthetic[record.source.synthetic] += 1
         self.texts.append(text)
         self.keys.append(key_of(record))
         if len(self.texts) == BATCH_ROWS:
@@ -147,10 +142,8 @@ class Writer:
 
     def save(self) -> None:
         """Arrays and counts."""
-        columns = np.array(self.facts, dtype=object).reshape(-1, 5).T
-        kinds = (np.int64, np.uint64, np.uint64, np.int64, np.int64)
-        names = ("offsets", "labels", "groups", "dates", "words")
-        for name, column, kind in zip(names, columns, kinds, strict=True):
+        columns = np.array(self.facts, dtype=object).reshape(-1, len(FACTS)).T
+        for (name, kind), column in zip(FACTS.items(), columns, strict=True):
             np.save(self.aside / f"{name}.npy", column.astype(kind))
         save_signatures(joined(self.signed or [sign([], self.corpus.duplicates)]), self.aside)
         write_json(self.aside / "tally.json", tally_json(self.tally))
@@ -176,11 +169,11 @@ def dropped_line(step: str, source: Source, problem: Problem, text: str) -> dict
     }  # fmt: skip
 
 
-def facts_of(record: Record, offset: int, words: int) -> tuple[int, int, int, int, int]:
+def facts_of(record: Record, offset: int) -> tuple[int, int, int, int]:
     """The row of Facts for a record."""
     label = short_hash(record.label) if isinstance(record, Labelled) else 0
     group = short_hash(record.source.group) if record.source.group else 0
-    return offset, label, group, seconds_of(record.source.date), words
+    return offset, label, group, seconds_of(record.source.date)
 
 
 def short_hash(text: str) -> int:
@@ -209,12 +202,9 @@ def tally_json(tally: Tally) -> dict[str, Any]:
         "steps": tally.steps,
         "findings": {step: dict(counts) for step, counts in tally.findings.items() if counts},
         "rows_found": {step: dict(counts) for step, counts in tally.rows_found.items() if counts},
-        "licences": dict(tally.licences),
-        "synthetic": dict(tally.synthetic),
     }
 
 
 def read_facts(folder: Path) -> Facts:
     """A done unit's facts."""
-    names = ("offsets", "labels", "groups", "dates", "words")
-    return Facts(**{name: np.load(folder / f"{name}.npy", mmap_mode=None) for name in names})
+    return Facts(**{name: np.load(folder / f"{name}.npy", mmap_mode=None) for name in FACTS})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -26,7 +24,7 @@ from luthier.corpus.lines import (
     read_lines,
 )
 from luthier.errors import DataError
-from luthier.files import explain_os_errors
+from luthier.files import open_aside
 
 Row = tuple[int, Mapping[str, object] | Problem]
 TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -259,24 +257,12 @@ def write_table(path: Path, rows: Iterable[Mapping[str, object]], format: Litera
         DataError: a value that has no JSON (bytes, NaN), or half a character.
         RunError: a full disk, a read-only folder.
     """
-    with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        aside = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                count = write_jsonl(path, file, rows) if format == "jsonl" else 0
-                if format == "parquet":
-                    held = list(rows)
-                    count = len(held)
-                    write_parquet(path, file, held)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-    return count
+    with open_aside(path) as file:
+        if format == "jsonl":
+            return write_jsonl(path, file, rows)
+        held = list(rows)
+        write_parquet(path, file, held)
+        return len(held)
 
 
 def write_jsonl(path: Path, file: BinaryIO, rows: Iterable[Mapping[str, object]]) -> int:
