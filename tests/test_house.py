@@ -17,7 +17,7 @@ FLOORS = (
     ("methods", "models", "generation"),
     ("training", "peek"),
     ("evaluation", "synthetic"),
-    ("fitting", "predictor", "result"),
+    ("fitting", "predictor", "result", "stages"),
     ("pipeline",),
     ("__init__",),
     ("cli",),

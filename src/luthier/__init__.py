@@ -1,6 +1,6 @@
 """luthier: adapt a language model to your domain, prove it was worth it, serve the result.
 
-`run` a recipe, `load` a finished run, `load_recipe` without running it. Nothing heavy is imported before it is used.
+`run` a recipe, `train` one of stages, `load` a finished run, `load_recipe` without running it. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from luthier.pipeline import run
     from luthier.predictor import load
     from luthier.recipe import Recipe, load_recipe
+    from luthier.stages import train
 
-__all__ = ["Recipe", "load", "load_recipe", "run"]
+__all__ = ["Recipe", "load", "load_recipe", "run", "train"]
 __version__ = "0.1.0"
 
-_HOMES = {"run": "pipeline", "load": "predictor", "Recipe": "recipe", "load_recipe": "recipe"}
+_HOMES = {"run": "pipeline", "load": "predictor", "Recipe": "recipe", "load_recipe": "recipe", "train": "stages"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,13 @@ from luthier.evaluation.arms import Classifier, Rows
 from luthier.evaluation.arms.base import gold_indices
 from luthier.evaluation.metrics import fit_temperature
 from luthier.methods import make_method
-from luthier.methods.base import Example
+from luthier.methods.base import MAIN, Example
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Recipe, Tune
 from luthier.runtime import peak_memory_bytes, reset_peak_memory
 from luthier.training.checkpoint import History, Progress
-from luthier.training.learner import Learner, calibrate_head, new_learner, unloaded
+from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
 from luthier.training.loop import train
 
 REFIT = "refit"
@@ -74,12 +74,13 @@ class Fitting:
     ) -> tuple[Learner, History]:
         """A fresh adapter, trained; after a `first` training, for the share of the schedule that this one advises."""
         recipe = self.recipe
-        learner = new_learner(self.model, recipe.tune, self.prompt, recipe.seed, recipe.attention)
+        heads = {MAIN: label_head(self.model, self.prompt)} if recipe.tune.method == "head" else {}
+        learner = new_learner(self.model, recipe.tune.adapter, recipe.seed, recipe.attention, heads)
         calibrate_head(learner, examples, recipe.ask.batch_tokens)
         before = 0 if first is None else first.num_steps
 
         def report(progress: Progress) -> None:
-            accuracy = "" if progress.accuracy is None else f", validation {progress.accuracy:.1%}"
+            accuracy = f", validation {progress.figures['accuracy']:.1%}" if "accuracy" in progress.figures else ""
             total = max(self.num_steps(), before + progress.num_steps)
             self.update(before + progress.step, total, f"loss {progress.loss:.3f}{accuracy}")
 

@@ -7,7 +7,8 @@ Axis letters used in names all over the project (shape suffix of a tensor or arr
     B  rows (examples) of a batch                 T  time, padded
     V  vocabulary                                 D  hidden width
     H  query heads                                K  key/value heads
-    L  labels                                     C  bootstrap resamples or chunks, said at the place
+    L  labels or outputs of a head                P  spans that a head reads
+    C  bootstrap resamples or chunks, said at the place
 
 Units stand in names: `*_seconds`, `*_bytes`, `num_*`, `*_every` (steps, 0 = off), `*_share` (0 to 1).
 """
@@ -170,12 +171,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens, and which of them are targets.
+    """Tokens, which of them are targets, and where a head reads.
 
-    `targets` are indices into `tokens` (each >= 1: the token at that index is predicted from the ones
-    before it); `weights` has one number per target. `group` names the row (example) it belongs to and
-    `role` tells sequences of one row apart (a candidate label's index, chosen or rejected). `read_from`: where a
-    head reads the sequence, the hidden states of the tokens from this index on are averaged.
+    `targets` are indices into `tokens`: in a causal model (each >= 1) the token at that index is predicted from the
+    ones before it, in an encoder from its own place. `weights` has one number per target. `wanted` names the token
+    each target asks for, where that is not the one that stands there (a masked word, a teacher's other candidates);
+    an index may then stand several times.
+
+    `reads` are spans (start, stop): a head reads the mean hidden state over each. `group` names the row (example)
+    the sequence belongs to, and `role` tells the sequences of one row apart (a candidate label's index, 0 chosen and
+    1 rejected, a rank).
     """
 
     tokens: tuple[int, ...]
@@ -183,11 +188,18 @@ class Sequence:
     weights: tuple[float, ...] = ()
     group: int = 0
     role: int = 0
-    read_from: int | None = None
+    wanted: tuple[int, ...] | None = None
+    reads: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.targets) == len(self.weights), "one weight per target"
-        assert all(1 <= index < len(self.tokens) for index in self.targets), "a target needs a token before it"
+        assert self.wanted is None or len(self.wanted) == len(self.targets), "one wanted token per target"
+        assert all(0 <= index < len(self.tokens) for index in self.targets), "a target stands in the sequence"
+        assert all(0 <= start < stop <= len(self.tokens) for start, stop in self.reads), "a span holds tokens"
+
+    def wanted_tokens(self) -> tuple[int, ...]:
+        """The token each target asks for."""
+        return self.wanted if self.wanted is not None else tuple(self.tokens[index] for index in self.targets)
 
 
 @dataclass(frozen=True)

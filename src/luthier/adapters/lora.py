@@ -57,12 +57,12 @@ def restore_lora(wrapper: PeftModel, folder: Path) -> None:
     set_peft_model_state_dict(wrapper, load_peft_weights(str(folder), device="cpu"))
 
 
-def load_lora(model: nn.Module, folder: Path) -> PeftModel:
-    """An adapter from its folder, frozen, put into `model` in place."""
+def load_lora(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
+    """An adapter from its folder, frozen unless `trainable`, put into `model` in place."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; give the folder of a finished run.")
     with quiet_peft():
-        wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=False)
+        wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     return wrapper
 
 

@@ -58,6 +58,36 @@ def run_command(
         print_result(result, folder)
 
 
+@app.command("train")
+def train_command(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe of stages: continued pre-training, fine-tuning, preferences; held-out figures before and after.
+
+    Goes on where it stopped.
+    """
+    from luthier.recipe.stages import dump_stages, load_stages
+
+    loaded = load_stages(recipe, overrides or [])
+    if dry_run:
+        typer.echo(json.dumps(loaded.model_dump()) if as_json else dump_stages(loaded), nl=as_json)
+        return
+    from luthier.cli.screen import print_stages, screen
+    from luthier.stages import train
+
+    with screen(quiet=as_json) as listener:
+        result = train(loaded, out, listener=listener)
+    folder = out or Path("runs") / loaded.name
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        print_stages(result, folder)
+
+
 @app.command("predict")
 def predict_command(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)],

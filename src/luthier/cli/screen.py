@@ -182,6 +182,31 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
         console.print(f'Use it:  luthier predict {folder} --text "..."', highlight=False, markup=False, soft_wrap=True)
 
 
+def print_stages(result: dict[str, Any], folder: Path) -> None:
+    """Each stage's deciding figure before and after, the last verdict, and where the adapter is."""
+    console = Console(highlight=False)
+    level = f"{result['confidence']:.0%}"
+    table = Table("stage", "figure", "before", "after", "change", f"{level} interval", "rows", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for stage in result["stages"]:
+        found = stage["figures"][stage["primary_metric"]]
+        table.add_row(
+            stage["name"],
+            stage["primary_metric"].replace("_", " "),
+            f"{found['before']['value']:.4g}",
+            f"{found['after']['value']:.4g}",
+            f"{found['change']['value']:+.4g}",
+            f"{found['change']['low']:+.4g} to {found['change']['high']:+.4g}",
+            f"{found['n']}",
+        )
+    console.print(f"\n{result['name']}\n")
+    console.print(table)
+    console.print(f"\n{result['verdict']}\n", markup=False)
+    console.print(f"Adapter: {result['adapter']}", markup=False, soft_wrap=True)
+    console.print(f"Figures: {folder / 'result.json'}", markup=False, soft_wrap=True)
+
+
 def print_peek(found: dict[str, Any]) -> None:
     """Ledger, labels, lengths, rows."""
     console = Console(highlight=False)

@@ -14,7 +14,7 @@ from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.find import find_files
 from luthier.corpus.documents.tables import write_table
 from luthier.corpus.lines import Problem
-from luthier.corpus.rows import Limits, find_reading, read_file, read_input, readable
+from luthier.corpus.rows import LIMITS, find_reading, read_file, read_input, readable
 from luthier.corpus.shapes.conll import conll_text
 from luthier.corpus.shapes.convert import write_as
 from luthier.corpus.shapes.registry import SHAPES
@@ -25,7 +25,6 @@ from luthier.recipe import absolute, parse_corpus
 from luthier.recipe.corpus import Contamination, Corpus, Input, ReadFormat
 from luthier.records import Record, Tagged
 
-LIMITS = Limits(64 * 1024 * 1024, 1024**3)
 Pairs = Literal["all", "ends"]
 
 

@@ -35,6 +35,9 @@ class Limits:
     file_bytes: int
 
 
+LIMITS = Limits(64 * 1024 * 1024, 1024**3)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a file is read: `document`, `conll`, `lines`, or the name of a shape; `text` and `label` for columns."""

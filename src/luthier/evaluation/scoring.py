@@ -85,7 +85,7 @@ def score_labels(
         computed = size
     start = beginning.size if beginning is not None else 0
     past = beginning.past if beginning is not None else None
-    examples = [Example(cut(row, start), 0) for row in candidates]
+    examples = [Example(cut(row, start)) for row in candidates]
     order = {id(example): i for i, example in enumerate(examples)}
     sum_BL = np.zeros((len(texts), len(tokens_L)))
     done = 0
@@ -114,7 +114,7 @@ def first_target(sequence: Sequence) -> int:
     """Index of the first token that must be computed anew, plus one: the first target, or where a head reads from."""
     if sequence.targets:
         return sequence.targets[0]
-    return len(sequence.tokens) if sequence.read_from is None else sequence.read_from + 1
+    return sequence.reads[0][0] + 1 if sequence.reads else len(sequence.tokens)
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def cut(row: tuple[Sequence, ...], start: int) -> tuple[Sequence, ...]:
             s,
             tokens=s.tokens[start:],
             targets=tuple(t - start for t in s.targets),
-            read_from=None if s.read_from is None else s.read_from - start,
+            reads=tuple((a - start, b - start) for a, b in s.reads),
         )
         for s in row
     )

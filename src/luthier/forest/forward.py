@@ -117,17 +117,20 @@ def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device)
 
 
 def readout(forest: Forest, hidden_ND: Tensor) -> Tensor:
-    """What a head reads of each sequence, [S, D]: the mean hidden state from `read_from` on, else the last one."""
+    """What a head reads, [P, D]: the mean hidden state over each span of each sequence, in order."""
     rows: list[Tensor] = []
-    owners: list[int] = []
+    sizes: list[int] = []
     for s, sequence in enumerate(forest.sequences):
-        path = forest.rows_of(s) if sequence.read_from is not None else forest.last_row_S[s : s + 1]
-        rows.append(torch.from_numpy(path[sequence.read_from or 0 :]))
-        owners += [s] * len(rows[-1])
-    row_P = torch.cat(rows).to(hidden_ND.device)
-    owner_P = torch.tensor(owners, device=hidden_ND.device)
-    sums_SD = hidden_ND.new_zeros(len(forest.sequences), hidden_ND.shape[1]).index_add(0, owner_P, hidden_ND[row_P])
-    return sums_SD / torch.bincount(owner_P, minlength=len(forest.sequences))[:, None]
+        path = forest.rows_of(s) if sequence.reads else None
+        for start, stop in sequence.reads:
+            assert path is not None and stop <= len(path), "a span's tokens are computed"
+            rows.append(torch.from_numpy(path[start:stop]))
+            sizes.append(stop - start)
+    device = hidden_ND.device
+    sizes_P = torch.tensor(sizes, device=device)
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes_P)
+    sums_PD = hidden_ND.new_zeros(len(sizes), hidden_ND.shape[1])
+    return sums_PD.index_add(0, owner, hidden_ND[torch.cat(rows).to(device)]) / sizes_P[:, None]
 
 
 def logprobs(model: nn.Module, forest: Forest, hidden_ND: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class Forest:
     nodes                   preorder
     row_M                   the forest row whose hidden state predicts target m
     token_M, sequence_M, weight_M   what it predicts, for which sequence, with which weight
-    last_row_S              the forest row of each sequence's last read token
+    last_row_S              the forest row of each sequence's last computed token
+    causal                  whether a token sees its ancestors only; else (encoders) its whole sequence
     first_N                 where forest row n stands in the padded batch: sequence first_N[n], time positions_N[n]
     """
 
@@ -53,6 +54,7 @@ class Forest:
     last_row_S: Ints
     first_N: Ints
     sequences: tuple[Sequence, ...]
+    causal: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -87,32 +89,39 @@ class Forest:
         visible = np.zeros((self.num_tokens, self.num_tokens), dtype=bool)
         for node in self.nodes:
             size = node.end - node.start
-            visible[node.start : node.end, node.start : node.end] = np.tri(size, dtype=bool)
+            own = np.tri(size, dtype=bool) if self.causal else np.ones((size, size), dtype=bool)
+            visible[node.start : node.end, node.start : node.end] = own
             visible[node.end : node.subtree_end, node.start : node.end] = True
         return visible
 
 
-def build_forest(sequences: ManyOf[Sequence]) -> Forest:
+def build_forest(sequences: ManyOf[Sequence], causal: bool = True) -> Forest:
     """Merge sequences into a forest. Time O(total tokens) after a sort; sequences must not be empty.
 
-    Tokens from a sequence's last target on are only predicted, never read: they get no row. A sequence without
-    targets keeps all of its tokens (its last hidden state is what is wanted).
+    Tokens from a sequence's last target on, and after its last read span, are only predicted, never read: they get no
+    row. A sequence without targets and spans keeps all of its tokens. In an encoder every token sees every other of
+    its sequence, so nothing is shared and nothing left out; a target is predicted from its own place.
     """
     assert sequences, "a forest needs at least one sequence"
-    arrays = [np.asarray(read_tokens(sequence), dtype=np.int64) for sequence in sequences]
+    read = [computed_tokens(sequence) if causal else sequence.tokens for sequence in sequences]
+    arrays = [np.asarray(tokens, dtype=np.int64) for tokens in read]
     assert all(len(array) for array in arrays), "a sequence needs at least one token"
-    order = sorted(range(len(sequences)), key=lambda s: read_tokens(sequences[s]))
+    order = sorted(range(len(sequences)), key=lambda s: read[s])
     grower = _Grower()
     rows_S: list[Ints] = [np.empty(0, np.int64)] * len(sequences)
     previous: Ints = np.empty(0, np.int64)
     rows: Ints = np.empty(0, np.int64)
     for s in order:
-        shared = common_prefix(previous, arrays[s])
+        shared = common_prefix(previous, arrays[s]) if causal else 0
         rows = np.concatenate([rows[:shared], grower.add(arrays[s], shared, s)])
         rows_S[s] = rows
         previous = arrays[s]
-    targets = [(rows_S[s][t - 1], sequence.tokens[t], s, w) for s, sequence in enumerate(sequences)
-               for t, w in zip(sequence.targets, sequence.weights, strict=True)]  # fmt: skip
+    before = 1 if causal else 0
+    targets = [
+        (rows_S[s][index - before], token, s, weight)
+        for s, sequence in enumerate(sequences)
+        for index, token, weight in zip(sequence.targets, sequence.wanted_tokens(), sequence.weights, strict=True)
+    ]
     row_M, token_M, sequence_M = (np.array([t[i] for t in targets], dtype=np.int64) for i in range(3))
     return Forest(
         tokens_N=np.concatenate(grower.tokens),
@@ -125,12 +134,16 @@ def build_forest(sequences: ManyOf[Sequence]) -> Forest:
         last_row_S=np.array([rows[-1] for rows in rows_S], dtype=np.int64),
         first_N=np.concatenate(grower.owners),
         sequences=tuple(sequences),
+        causal=causal,
     )
 
 
-def read_tokens(sequence: Sequence) -> tuple[int, ...]:
-    """The tokens whose hidden states can matter."""
-    return sequence.tokens[: max(sequence.targets)] if sequence.targets else sequence.tokens
+def computed_tokens(sequence: Sequence) -> tuple[int, ...]:
+    """The tokens whose hidden states can matter in a causal model."""
+    if not sequence.targets and not sequence.reads:
+        return sequence.tokens
+    assert 0 not in sequence.targets, "in a causal model a target needs a token before it"
+    return sequence.tokens[: max([*sequence.targets, *(stop for _, stop in sequence.reads)])]
 
 
 def common_prefix(a: Ints, b: Ints) -> int:

@@ -1,79 +1,106 @@
-"""What a method is: a view (record -> sequences), a loss (a pure function), and what it needs. One file each."""
+"""What a method is: a view (record -> sequences), a loss (a pure function), and its figures. One file each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from luthier.forest.tree import Forest, build_forest, common_prefix
-from luthier.prompts import ClassifyPrompt
-from luthier.records import Labelled, Sequence
+from luthier.records import Sequence
+
+MAIN = "main"  # the task of a run that has only one
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a method sees it: its sequences, and the index of its gold label."""
+    """One row as a method sees it.
+
+    `gold` is what a head should answer: the index of a label, a number, one or several for each read span, as the
+    method's loss takes them. `reference_S` is the reference model's log-probability of each sequence (the weighted
+    sum over its targets), where a method asks for it. `num_bytes` is the size of the text that the targets spell,
+    in UTF-8. `task` names the task it belongs to, and `key` the record, wherever the row lands in a batch.
+    """
 
     sequences: tuple[Sequence, ...]
-    gold: int
+    gold: tuple[float, ...] = ()
+    reference_S: tuple[float, ...] = ()
+    num_bytes: int = 0
+    task: str = MAIN
+    key: str = ""
 
     @property
     def num_trained(self) -> int:
-        """Tokens that carry a loss."""
-        return sum(len(sequence.targets) for sequence in self.sequences)
+        """Tokens or spans that carry a loss."""
+        return sum(len(sequence.targets) + len(sequence.reads) for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A forest of examples. gold_B: label index of each row; row_M: the row of each target, role_M: its role."""
+    """A forest of B examples of one task.
+
+    row_M, role_M, sequence_M: row, role and sequence of each target; weight_M its weight. row_S, role_S: of each
+    sequence; reference_S its log-probability under the reference (empty where no example has one). row_P: the row
+    of each read span. gold_G: the examples' gold one after the other; row_G: whose it is. bytes_B: text scored.
+    """
 
     forest: Forest
-    gold_B: Tensor
+    task: str
+    num_rows: int
     row_M: Tensor
     role_M: Tensor
+    sequence_M: Tensor
     weight_M: Tensor
+    row_S: Tensor
+    role_S: Tensor
+    reference_S: Tensor
+    row_P: Tensor
+    gold_G: Tensor
+    row_G: Tensor
+    bytes_B: Tensor
+
+    @property
+    def gold_B(self) -> Tensor:
+        """The label index of each row, where a row has exactly one."""
+        assert len(self.gold_G) == self.num_rows, "one label a row"
+        return self.gold_G.long()
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a method computes its loss from.
 
-    logprobs_M: log p of each target. logits_BL: the head's answer for each row, where the method has a head.
+    logprobs_M: log p of each target, where there are targets. logits_PL: what the task's head says of each read
+    span, where it has one.
     """
 
     logprobs_M: Tensor | None = None
-    logits_BL: Tensor | None = None
+    logits_PL: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LossOut:
-    """Sum of the loss over a batch, the weight it is to be divided by (once, globally), and sums to report."""
+    """Sum of the loss over a batch, and the weight it is to be divided by (once, globally)."""
 
     total: Tensor
     weight: float
-    metrics: dict[str, float]
 
 
-class Method(Protocol):
-    """The contract. A method is frozen, so its attributes are read only."""
+# A figure is a ratio of sums over rows: numerator_B and denominator_B. Accuracy: hits over ones; bits per byte:
+# bits over bytes; F1: 2 TP over 2 TP + FP + FN. So every figure has an interval by resampling rows.
+Scores = dict[str, tuple[Tensor, Tensor]]
+
+
+class Objective(Protocol):
+    """What the loop needs of a method. A method is frozen, so its attributes are read only."""
 
     @property
     def name(self) -> str:
         """What the recipe calls it."""
-        ...
-
-    @property
-    def head(self) -> bool:
-        """Whether rows are read out by a classification head instead of target tokens."""
-        ...
-
-    def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
-        """Sequences of each row, with their targets."""
         ...
 
     def weight(self, example: Example) -> float:
@@ -84,36 +111,69 @@ class Method(Protocol):
         """The pure loss."""
         ...
 
+    def scores(self, outputs: Outputs, batch: Batch) -> Scores:
+        """The figures of each row, by name. Computed without gradient, on validation and test rows."""
+        ...
 
-def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu") -> Batch:
-    """The forest of some examples, rows numbered from 0 in their order."""
+
+PromptT = TypeVar("PromptT", contravariant=True)
+RowT = TypeVar("RowT", contravariant=True)
+
+
+class Method(Objective, Protocol[PromptT, RowT]):
+    """An objective with its view: rows of a kind of record, through a prompt, to examples."""
+
+    def view(self, prompt: PromptT, rows: ManyOf[RowT]) -> list[Example]:
+        """Sequences of each row, with their targets or spans."""
+        ...
+
+
+def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu", causal: bool = True) -> Batch:
+    """The forest of some examples of one task, rows numbered from 0 in their order."""
+    assert len({example.task for example in examples}) == 1, "a batch is of one task"
     sequences = [
         replace(s, group=row, role=role)
         for row, example in enumerate(examples)
         for role, s in enumerate(example.sequences)
     ]
-    forest = build_forest(sequences)
+    forest = build_forest(sequences, causal)
     row_S = torch.tensor([sequence.group for sequence in sequences], device=device)
     role_S = torch.tensor([sequence.role for sequence in sequences], device=device)
     sequence_M = torch.from_numpy(forest.sequence_M).to(device)
+    spans_S = torch.tensor([len(sequence.reads) for sequence in sequences], device=device)
+    golds_B = torch.tensor([len(example.gold) for example in examples], device=device)
+    references = [number for example in examples for number in example.reference_S]
+    assert len(references) in (0, len(sequences)), "a reference for every sequence, or for none"
     return Batch(
         forest=forest,
-        gold_B=torch.tensor([example.gold for example in examples], device=device),
+        task=examples[0].task,
+        num_rows=len(examples),
         row_M=row_S[sequence_M],
         role_M=role_S[sequence_M],
+        sequence_M=sequence_M,
         weight_M=torch.from_numpy(forest.weight_M).to(device, torch.float32),
+        row_S=row_S,
+        role_S=role_S,
+        reference_S=torch.tensor(references, device=device, dtype=torch.float64),
+        row_P=torch.repeat_interleave(row_S, spans_S),
+        gold_G=torch.tensor([g for example in examples for g in example.gold], device=device, dtype=torch.float64),
+        row_G=torch.repeat_interleave(torch.arange(len(examples), device=device), golds_B),
+        bytes_B=torch.tensor([example.num_bytes for example in examples], device=device, dtype=torch.float64),
     )
 
 
 def split_by_tokens(examples: ManyOf[Example], max_tokens: int) -> list[list[Example]]:
-    """Micro-batches of at most `max_tokens` distinct tokens (one example at least), neighbours by shared beginning."""
-    ordered = sorted(examples, key=lambda example: example.sequences[0].tokens)
+    """Micro-batches of one task and at most `max_tokens` distinct tokens each (one example at least).
+
+    Neighbours share their beginning.
+    """
+    ordered = sorted(examples, key=lambda example: (example.task, example.sequences[0].tokens))
     groups: list[list[Example]] = []
     size = 0
     before: tuple[int, ...] = ()
     for example in ordered:
         fresh = distinct_tokens(example, before if groups else ())
-        if not groups or size + fresh > max_tokens:
+        if not groups or size + fresh > max_tokens or groups[-1][0].task != example.task:
             groups.append([])
             size, fresh = 0, distinct_tokens(example, ())
         groups[-1].append(example)
@@ -131,9 +191,49 @@ def distinct_tokens(example: Example, before: tuple[int, ...]) -> int:
     return total
 
 
+def weights_of(objective: Objective, examples: ManyOf[Example]) -> dict[str, float]:
+    """What the loss of each task is divided by: the weight of its rows in the whole step."""
+    weights: dict[str, float] = {}
+    for example in examples:
+        weights[example.task] = weights.get(example.task, 0.0) + objective.weight(example)
+    return weights
+
+
+# --- pieces that several methods share ----------------------------------------------------------------------------
+
+
+def per_row(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """Sums of some values by row, [B], in float64."""
+    return torch.zeros(num_rows, dtype=torch.float64, device=values.device).index_add(0, row, values.double())
+
+
+def sequence_logprobs(outputs: Outputs, batch: Batch) -> Tensor:
+    """log p of each sequence's targets, [S]: the sum of w_m log p_m over its targets m."""
+    assert outputs.logprobs_M is not None
+    sums_S = torch.zeros(len(batch.row_S), dtype=outputs.logprobs_M.dtype, device=outputs.logprobs_M.device)
+    return sums_S.index_add(0, batch.sequence_M, outputs.logprobs_M * batch.weight_M)
+
+
+def target_counts(batch: Batch) -> Tensor:
+    """Sum of the target weights of each sequence, [S]: its length in trained tokens."""
+    return torch.zeros(len(batch.row_S), device=batch.weight_M.device).index_add(0, batch.sequence_M, batch.weight_M)
+
+
+def bits_per_byte(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Bits of the targets and bytes of the text they spell, of each row."""
+    assert outputs.logprobs_M is not None
+    nats_B = per_row(-outputs.logprobs_M * batch.weight_M, batch.row_M, batch.num_rows)
+    return nats_B / np.log(2.0), batch.bytes_B
+
+
+def hits(predicted_B: Tensor, gold_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows are right, out of one each."""
+    return (predicted_B == gold_B).double(), torch.ones(len(gold_B), dtype=torch.float64, device=gold_B.device)
+
+
 def candidate_scores(logprobs_M: Tensor, batch: Batch, num_labels: int) -> Tensor:
     """Weighted sum of target log-probabilities of each row's candidates, [B, L]; roles are label indices."""
-    flat = torch.zeros(len(batch.gold_B) * num_labels, dtype=logprobs_M.dtype, device=logprobs_M.device)
+    flat = torch.zeros(batch.num_rows * num_labels, dtype=logprobs_M.dtype, device=logprobs_M.device)
     flat = flat.index_add(0, batch.row_M * num_labels + batch.role_M, logprobs_M * batch.weight_M)
     return flat.view(-1, num_labels)
 

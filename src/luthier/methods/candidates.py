@@ -6,8 +6,18 @@ from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from luthier.methods.base import Batch, Example, LossOut, Outputs, candidate_scores, smoothed_cross_entropy
+from luthier.methods.base import (
+    Batch,
+    Example,
+    LossOut,
+    Outputs,
+    Scores,
+    candidate_scores,
+    hits,
+    smoothed_cross_entropy,
+)
 from luthier.prompts import ClassifyPrompt, Shot
 from luthier.records import Labelled, Sequence
 
@@ -19,14 +29,15 @@ class Candidates:
     num_labels: int
     smoothing: float = 0.0
     name: str = "candidates"
-    head: bool = False
 
     def view(self, prompt: ClassifyPrompt, rows: ManyOf[Labelled]) -> list[Example]:
         """One sequence a label, exactly as `score_labels` will ask; the targets are the label's tokens."""
         gold = [prompt.task.labels.index(row.label) for row in rows]
         return [
-            Example(sequences, label)
-            for sequences, label in zip(candidate_sequences(prompt, [row.text for row in rows]), gold, strict=True)
+            Example(sequences, (label,), key=row.key)
+            for sequences, label, row in zip(
+                candidate_sequences(prompt, [row.text for row in rows]), gold, rows, strict=True
+            )
         ]
 
     def weight(self, example: Example) -> float:
@@ -38,12 +49,17 @@ class Candidates:
 
         logprobs_M [M] -> scores [B, L]. Weight: rows B.
         """
+        logprobs_BL = torch.log_softmax(self.label_scores(outputs, batch), dim=1)
+        return LossOut(smoothed_cross_entropy(logprobs_BL, batch.gold_B, self.smoothing), float(batch.num_rows))
+
+    def scores(self, outputs: Outputs, batch: Batch) -> Scores:
+        """Accuracy of the likeliest label."""
+        return {"accuracy": hits(self.label_scores(outputs, batch).argmax(1), batch.gold_B)}
+
+    def label_scores(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """log p of each label, [B, L], not normalised over the labels."""
         assert outputs.logprobs_M is not None
-        scores_BL = candidate_scores(outputs.logprobs_M, batch, self.num_labels)
-        logprobs_BL = torch.log_softmax(scores_BL, dim=1)
-        total = smoothed_cross_entropy(logprobs_BL, batch.gold_B, self.smoothing)
-        hits = float((logprobs_BL.argmax(1) == batch.gold_B).sum())
-        return LossOut(total, float(len(batch.gold_B)), {"accuracy": hits})
+        return candidate_scores(outputs.logprobs_M, batch, self.num_labels)
 
 
 def candidate_sequences(

@@ -38,6 +38,12 @@ class LoadedModel:
         return str(self.model.config.model_type)  # type: ignore[union-attr]
 
     @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        config: Any = self.model.config
+        return int(config.get_text_config().hidden_size)
+
+    @property
     def context_tokens(self) -> int:
         """Longest sequence the model knows positions for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)

@@ -1,6 +1,7 @@
 """Prompts: from records to tokens, with the trained tokens known. One object in training, evaluation and serving."""
 
 from luthier.prompts.classify import ClassifyPrompt, Encoded, Shot
+from luthier.prompts.dialogue import Dialogue, Turn
 from luthier.prompts.layout import Layout
 
-__all__ = ["ClassifyPrompt", "Encoded", "Layout", "Shot"]
+__all__ = ["ClassifyPrompt", "Dialogue", "Encoded", "Layout", "Shot", "Turn"]

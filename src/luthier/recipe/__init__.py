@@ -4,7 +4,6 @@ from luthier.recipe.base import Part, Share
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.run import (
     ALL_ARMS,
-    Adapter,
     ArmName,
     Ask,
     Cost,
@@ -22,6 +21,7 @@ from luthier.recipe.run import (
     parse_corpus,
     parse_recipe,
 )
+from luthier.recipe.training import Adapter, Training
 
 __all__ = [
     "ALL_ARMS",
@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "Share",
     "Task",
+    "Training",
     "Tune",
     "absolute",
     "corpus_of",

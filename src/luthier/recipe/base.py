@@ -27,6 +27,10 @@ def explain(item: Any, root: type[BaseModel]) -> str:
         where = ".".join(str(part) for part in parents)
         hint = did_you_mean(str(key), known) or f" Known keys{' of ' + where if where else ''}: {', '.join(known)}."
         return f"{location}: unknown key.{hint}"
+    if item["type"] == "union_tag_invalid":
+        given, allowed = str(item["ctx"]["tag"]), item["ctx"]["expected_tags"]
+        hint = did_you_mean(given, allowed.split("'")[1::2])
+        return f"{location}: there is no {given!r}; use {allowed}.{hint}"
     if item["type"] == "missing":
         return f"{location}: missing; it has no default."
     if item["type"] == "literal_error":
@@ -37,16 +41,18 @@ def explain(item: Any, root: type[BaseModel]) -> str:
 
 
 def known_keys(root: type[BaseModel], parents: Sequence[str | int]) -> list[str]:
-    """The keys a section takes; an index stands for an item of a list."""
-    part = root
+    """The keys a section takes. In the path an index stands for an item of a list, and a kind for one of several."""
+    found = [root]
     for parent in parents:
-        if isinstance(parent, str):
-            part = section_of(part.model_fields[parent].annotation)
-    return list(part.model_fields)
+        if not isinstance(parent, str):
+            continue
+        kinds = [part for part in found if len(found) > 1 and part.model_fields["kind"].default == parent]
+        found = kinds or sections_of(found[0].model_fields[parent].annotation)
+    return list(found[0].model_fields)
 
 
-def section_of(annotation: Any) -> type[BaseModel]:
-    """The section in an annotation such as `Adapter`, `list[Input]` or `Corpus | None`."""
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in an annotation such as `Adapter`, `list[Input]`, `Corpus | None` or `Clm | Sft`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(section_of(inner) for inner in get_args(annotation) if inner is not type(None))
+        return [annotation]
+    return [part for inner in get_args(annotation) if inner is not type(None) for part in sections_of(inner)]

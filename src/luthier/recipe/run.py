@@ -18,6 +18,7 @@ from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Share, explain
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.synthetic import Synthetic
+from luthier.recipe.training import Training
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
@@ -91,18 +92,7 @@ class Data(Part):
     )
 
 
-class Adapter(Part):
-    """The low-rank adapter (LoRA, Hu et al. 2021), saved in PEFT's format."""
-
-    rank: int = Field(16, ge=1, description="Rank of the update.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update counts alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update. A shared prefix shares its mask.")
-    targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Module names that get an adapter, or all linear layers but the head."
-    )
-
-
-class Tune(Part):
+class Tune(Training):
     """How the `tuned` arm learns."""
 
     method: Literal["head", "candidates", "sft"] = Field(
@@ -111,33 +101,15 @@ class Tune(Part):
         "label tokens; `candidates`: cross-entropy over the labels' log-probabilities; "
         "`sft`: next-token loss on the label.",
     )
-    epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.", strict=False)
-    batch_size: int = Field(16, ge=1, description="Rows of one optimizer step.")
-    micro_batch_tokens: int = Field(
-        4096, ge=16, description="Most distinct tokens of one forward pass; more are split, exactly."
-    )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(
-        5e-4, description="Peak learning rate of the adapter.", strict=False
-    )
-    head_learning_rate: Annotated[float, Field(gt=0)] = Field(
-        2e-3, description="Peak learning rate of the head (method `head`).", strict=False
-    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread over all labels (`head`, `candidates`)."
     )
-    warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Decay after warm-up.")
-    weight_decay: float = Field(0.01, ge=0, strict=False, description="AdamW weight decay (not on vectors).")
-    clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
     refit: bool = Field(
         True,
         description="Train anew on training and validation rows once the first training has been validated: the whole "
         "schedule, or, where that overfits, one that ends at the best step. Costs a second training; the temperature "
         "stays that of the first.",
     )
-    evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
-    checkpoint_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only at validations.")
-    adapter: Adapter = Field(default_factory=Adapter, description="The adapter.")
 
 
 class Ask(Part):

@@ -30,7 +30,7 @@ class Progress:
     step: int
     num_steps: int
     loss: float
-    accuracy: float | None
+    figures: dict[str, float]  # of the last validation
     seconds_left: float
 
 
@@ -60,7 +60,7 @@ class History:
     sequence_tokens: int = 0
     padded_tokens: int = 0
     train: list[dict[str, float]] = field(default_factory=list)
-    validation: list[dict[str, float | None]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
 
     def record_step(self, step: int, done: StepDone, rate: float) -> None:
         """One optimizer step done."""
@@ -73,15 +73,15 @@ class History:
         self.sequence_tokens += done.sequence_tokens
         self.padded_tokens += done.padded_tokens
 
-    def record_validation(self, step: int, loss: float, accuracy: float | None) -> None:
+    def record_validation(self, step: int, loss: float, figures: dict[str, float]) -> None:
         """One validation done; `best_step` is that of the lowest loss.
 
         On the hundred rows that validation has, accuracy moves in steps of a point and by chance; the loss sees
         how sure each answer was.
         """
-        self.validation.append({"step": step, "loss": loss, "accuracy": accuracy})
-        best = min(self.validation, key=lambda v: v["loss"] or 0.0)
-        self.best_step = int(best["step"] or 0)
+        self.validation.append({"step": step, "loss": loss, **figures})
+        best = min(self.validation, key=lambda entry: entry["loss"])
+        self.best_step = int(best["step"])
 
     def length_share(self) -> float:
         """How much of the schedule to train again: all of it, or up to the best step where it overfits after that.
@@ -90,8 +90,8 @@ class History:
         better is no reason to stop there. A final loss a quarter above the best one is, where accuracy fell too:
         a loss also rises when right answers only become surer and a few wrong ones with them.
         """
-        losses = [entry["loss"] or 0.0 for entry in self.validation]
-        shares = [entry["accuracy"] for entry in self.validation if entry["accuracy"] is not None]
+        losses = [entry["loss"] for entry in self.validation]
+        shares = [entry["accuracy"] for entry in self.validation if "accuracy" in entry]
         lost = not shares or max(shares) - shares[-1] > LOST_ACCURACY
         overfits = bool(losses) and losses[-1] > OVERFITS * min(losses) and lost
         return self.best_step / self.num_steps if overfits else 1.0
@@ -99,10 +99,9 @@ class History:
     def progress(self) -> Progress:
         """The line to show now."""
         mean = (self.seconds + self.validation_seconds) / max(1, self.step)
-        accuracy = self.validation[-1]["accuracy"] if self.validation else None
-        return Progress(
-            self.step, self.num_steps, self.train[-1]["loss"], accuracy, mean * (self.num_steps - self.step)
-        )
+        last = self.validation[-1] if self.validation else {}
+        figures = {name: value for name, value in last.items() if name not in ("step", "loss")}
+        return Progress(self.step, self.num_steps, self.train[-1]["loss"], figures, mean * (self.num_steps - self.step))
 
 
 def save_checkpoint(folder: Path, learner: Learner, optimizer: torch.optim.Optimizer, history: History) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
 from pathlib import Path
 
@@ -11,24 +12,23 @@ from torch import Tensor, nn
 
 from luthier.adapters import add_lora, fuse, load_lora, restore_lora, save_lora
 from luthier.errors import ModelError
-from luthier.files import write_json
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
-from luthier.methods.base import Batch, Example, Outputs, make_batch, split_by_tokens
+from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, split_by_tokens
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
-from luthier.recipe import Tune
+from luthier.recipe import Adapter
 
 HEAD_FILE = "head.safetensors"
 CALIBRATION_ROWS = 64  # training rows on which a fresh head is centred
 
 
 class Learner(nn.Module):
-    """`wrapper` is PEFT's model, `lm` the transformers model inside it, `head` a linear layer [L, D] or None."""
+    """`wrapper` is PEFT's model, `lm` the transformers model inside it, `heads` a linear layer [L, D] by task."""
 
-    def __init__(self, wrapper: nn.Module, head: nn.Linear | None, backend: str):
+    def __init__(self, wrapper: nn.Module, heads: Mapping[str, nn.Module], backend: str):
         super().__init__()
         self.wrapper = wrapper
-        self.head = head
+        self.heads = nn.ModuleDict(heads)
         self.backend = backend
         set_backend(self.lm, backend)
 
@@ -37,46 +37,67 @@ class Learner(nn.Module):
         """The transformers model, adapter layers in place."""
         return self.wrapper.base_model.model  # type: ignore[union-attr, return-value]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+    def batch(self, examples: ManyOf[Example]) -> Batch:
+        """The forest of some examples, as this model reads it."""
+        return make_batch(examples, self.device)
+
     def forward(self, batch: Batch) -> Outputs:
-        """Head logits where there is a head, else target log-probabilities."""
+        """Log-probabilities where the batch has targets; what the task's head says where it has spans to read."""
         forest = batch.forest
         hidden_ND = hidden_states(self.lm, forest, self.backend)
-        if self.head is None:
-            return Outputs(logprobs_M=logprobs(self.lm, forest, hidden_ND))
-        return Outputs(logits_BL=self.head(readout(forest, hidden_ND).float()))
+        return Outputs(
+            logprobs_M=logprobs(self.lm, forest, hidden_ND) if len(forest.row_M) else None,
+            logits_PL=self.heads[batch.task](readout(forest, hidden_ND).float()) if len(batch.row_P) else None,
+        )
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """The adapter in PEFT's format, the head as safetensors beside it."""
+        """The adapter in PEFT's format, the heads as safetensors beside it."""
         save_lora(self.wrapper, folder)
-        if self.head is not None:
-            state = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        if self.heads:
+            state = {name: tensor.contiguous() for name, tensor in self.heads.state_dict().items()}
             save_file(state, str(folder / HEAD_FILE))
-            write_json(
-                folder / "head.json",
-                {"labels": self.head.out_features, "reads": "mean hidden state of the text"},
-            )
 
     def load(self, folder: Path) -> None:
         """Put back in place what `save` wrote."""
         restore_lora(self.wrapper, folder)
-        if self.head is not None:
-            self.head.load_state_dict(load_file(str(folder / HEAD_FILE)))
+        if self.heads:
+            self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
 
 
-def new_learner(model: LoadedModel, tune: Tune, prompt: ClassifyPrompt | None, seed: int, backend: str) -> Learner:
-    """A fresh adapter, and a head started from the label tokens where the method wants one."""
+def new_learner(
+    model: LoadedModel, adapter: Adapter, seed: int, backend: str, heads: Mapping[str, nn.Module] | None = None
+) -> Learner:
+    """A fresh adapter over a frozen model, and the heads it is to be trained with."""
     chosen, _ = choose_backend(model.model, backend)
-    head = None
-    if tune.method == "head":
-        assert prompt is not None, "a head needs the labels"
-        head = label_head(model, prompt)
-    wrapper = add_lora(model.model, tune.adapter, seed, model.folder)
+    wrapper = add_lora(model.model, adapter, seed, model.folder)
     fuse(wrapper, model.precision)
-    return Learner(wrapper, head, chosen)
+    return Learner(wrapper, heads or {}, chosen)
+
+
+def continued_learner(
+    model: LoadedModel, folder: Path, backend: str, heads: Mapping[str, nn.Module] | None = None
+) -> Learner:
+    """A saved adapter to be trained on, with fresh heads, or with the saved ones where they are of the same tasks."""
+    chosen, _ = choose_backend(model.model, backend)
+    wrapper = load_lora(model.model, folder, trainable=True)
+    fuse(wrapper, model.precision)
+    return Learner(wrapper, {**(heads or {}), **kept_heads(folder, heads or {})}, chosen)
+
+
+def kept_heads(folder: Path, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The saved heads of the same task and size."""
+    saved = read_heads(folder)
+    shapes = {name: [p.shape for p in head.parameters()] for name, head in heads.items()}
+    return {name: head for name, head in saved.items() if [p.shape for p in head.parameters()] == shapes.get(name)}
 
 
 @torch.no_grad()
@@ -87,16 +108,18 @@ def calibrate_head(learner: Learner, examples: ManyOf[Example], max_tokens: int)
     logits differ by far more than one; started so, the first steps only undo that, and bend the features with it
     (Kumar et al. 2022). Afterwards each label's mean logit is 0 and the spread within a row is 1.
     """
-    if learner.head is None:
+    if not learner.heads:
         return
     learner.eval()
+    head = learner.heads[MAIN]
+    assert isinstance(head, nn.Linear)
     chosen = examples[:: max(1, len(examples) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
-    outputs = [learner(make_batch(micro)).logits_BL for micro in split_by_tokens(chosen, max_tokens)]
+    outputs = [learner(learner.batch(micro)).logits_PL for micro in split_by_tokens(chosen, max_tokens)]
     logits_BL = torch.cat([logits for logits in outputs if logits is not None])
     centred_BL = logits_BL - logits_BL.mean(0)
     scale = 1.0 / centred_BL.std().clamp_min(1e-6)
-    learner.head.weight.mul_(scale)
-    learner.head.bias.sub_(logits_BL.mean(0)).mul_(scale)
+    head.weight.mul_(scale)
+    head.bias.sub_(logits_BL.mean(0)).mul_(scale)
 
 
 def unloaded(learner: Learner) -> None:
@@ -109,14 +132,22 @@ def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
     chosen, _ = choose_backend(model.model, backend)
     wrapper = load_lora(model.model, folder)
     fuse(wrapper, model.precision)
-    head = None
-    if (folder / HEAD_FILE).is_file():
-        state = load_file(str(folder / HEAD_FILE))
-        head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
-        head.load_state_dict(state)
-    learner = Learner(wrapper, head, chosen)
+    learner = Learner(wrapper, read_heads(folder), chosen)
     learner.requires_grad_(False)
     return learner.eval()
+
+
+def read_heads(folder: Path) -> dict[str, nn.Linear]:
+    """The heads that `Learner.save` wrote, none where there are none."""
+    if not (folder / HEAD_FILE).is_file():
+        return {}
+    state = load_file(str(folder / HEAD_FILE))
+    heads: dict[str, nn.Linear] = {}
+    for task in sorted({name.rpartition(".")[0] for name in state}):
+        weight, bias = state[f"{task}.weight"], state[f"{task}.bias"]
+        heads[task] = nn.Linear(weight.shape[1], weight.shape[0])
+        heads[task].load_state_dict({"weight": weight, "bias": bias})
+    return heads
 
 
 def label_head(model: LoadedModel, prompt: ClassifyPrompt) -> nn.Linear:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from luthier.errors import TrainingError
-from luthier.methods.base import Example, Method, make_batch, split_by_tokens
-from luthier.recipe import Tune
+from luthier.methods.base import Example, Objective, split_by_tokens, weights_of
+from luthier.recipe import Training
 from luthier.signals import Stop
 from luthier.training.checkpoint import (
     History,
@@ -57,10 +57,10 @@ class Schedule:
 
 def train(
     learner: Learner,
-    method: Method,
+    objective: Objective,
     examples: Sequence[Example],
     validation: Sequence[Example],
-    tune: Tune,
+    training: Training,
     seed: int,
     folder: Path,
     report: Report,
@@ -74,10 +74,10 @@ def train(
     Raises TrainingError before an update with a loss or gradient that is not finite, and Stopped (after
     saving) on SIGINT or SIGTERM.
     """
-    num_steps = max(1, math.ceil(length_share * tune.epochs * len(examples) / tune.batch_size))
-    evaluate_every = tune.evaluate_every or max(1, math.ceil(len(examples) / tune.batch_size / 4))
-    schedule = Schedule(tune.schedule, num_steps, round(tune.warmup_share * num_steps))
-    optimizer = make_optimizer(learner, tune)
+    num_steps = max(1, math.ceil(length_share * training.epochs * len(examples) / training.batch_size))
+    evaluate_every = training.evaluate_every or max(1, math.ceil(len(examples) / training.batch_size / 4))
+    schedule = Schedule(training.schedule, num_steps, round(training.warmup_share * num_steps))
+    optimizer = make_optimizer(learner, training)
     torch.manual_seed(seed)
     history = History(num_steps=num_steps)
     clear_leftovers(folder)
@@ -87,16 +87,18 @@ def train(
     with Stop() as stop:
         for step in range(history.step, num_steps):
             started = time.perf_counter()
-            rows = rows_of_step(step, tune.batch_size, len(examples), seed)
+            rows = rows_of_step(step, training.batch_size, len(examples), seed)
             factor = schedule.factor(step)
-            done = one_step(learner, method, [examples[i] for i in rows], optimizer, factor, tune, step)
-            history.record_step(step, done, tune.learning_rate * factor)
+            done = one_step(learner, objective, [examples[i] for i in rows], optimizer, factor, training, step)
+            history.record_step(step, done, training.learning_rate * factor)
             history.seconds += time.perf_counter() - started
             last = step + 1 == num_steps
             validated = bool(validation) and (last or (step + 1) % evaluate_every == 0)
             if validated:
                 started = time.perf_counter()
-                history.record_validation(step + 1, *evaluate(learner, method, validation, tune))
+                history.record_validation(
+                    step + 1, *evaluate(learner, objective, validation, training.micro_batch_tokens)
+                )
                 if history.best_step == step + 1:
                     save_best(learner, folder)
                 history.validation_seconds += time.perf_counter() - started
@@ -105,7 +107,7 @@ def train(
                 save_best(learner, folder)
             report(history.progress())
             stopping = stop.wanted and not last  # asked once: what is said to be saved is saved
-            due = validated if tune.checkpoint_every == 0 else (step + 1) % tune.checkpoint_every == 0
+            due = validated if training.checkpoint_every == 0 else (step + 1) % training.checkpoint_every == 0
             if last or stopping or due:
                 save_checkpoint(folder, learner, optimizer, history)
             if stopping:
@@ -116,69 +118,75 @@ def train(
 
 def one_step(
     learner: Learner,
-    method: Method,
+    objective: Objective,
     rows: Sequence[Example],
     optimizer: torch.optim.Optimizer,
     factor: float,
-    tune: Tune,
+    training: Training,
     step: int,
 ) -> StepDone:
     """One optimizer step over rows, in micro-batches."""
     learner.train()
-    weight = sum(method.weight(example) for example in rows)
+    weights = weights_of(objective, rows)
     optimizer.zero_grad(set_to_none=True)
     loss, computed, padded = 0.0, 0, 0
-    for micro in split_by_tokens(rows, tune.micro_batch_tokens):
-        batch = make_batch(micro, device_of(learner))
+    for micro in split_by_tokens(rows, training.micro_batch_tokens):
+        batch = learner.batch(micro)
         padded += batch.forest.num_padded_tokens
         computed += batch.forest.num_padded_tokens if learner.backend == "padded" else batch.forest.num_tokens
-        out = method.loss(learner(batch), batch)
-        (out.total / weight).backward()
-        loss += float(out.total.detach()) / weight
+        out = objective.loss(learner(batch), batch)
+        share = out.total / weights[batch.task]
+        share.backward()
+        loss += float(share.detach())
     parameters = list(learner.trained().values())
     norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
             f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
-            f"Lower tune.learning_rate (now {tune.learning_rate:g}) or raise tune.warmup_share, and run again: "
+            f"Lower tune.learning_rate (now {training.learning_rate:g}) or raise tune.warmup_share, and run again: "
             "the last checkpoint is intact."
         )
-    if tune.clip_norm and norm > tune.clip_norm:
-        nn.utils.clip_grads_with_norm_(parameters, tune.clip_norm, torch.tensor(norm))
+    if training.clip_norm and norm > training.clip_norm:
+        nn.utils.clip_grads_with_norm_(parameters, training.clip_norm, torch.tensor(norm))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     optimizer.step()
     lengths = sum(len(sequence.tokens) for example in rows for sequence in example.sequences)
-    trained = sum(example.num_trained or 1 for example in rows)
+    trained = sum(example.num_trained for example in rows)
     return StepDone(loss, norm, trained, computed, lengths, padded)
 
 
 @torch.no_grad()
-def evaluate(learner: Learner, method: Method, examples: Sequence[Example], tune: Tune) -> tuple[float, float | None]:
-    """(mean loss, accuracy or None where the method has none) over examples."""
+def evaluate(
+    learner: Learner, objective: Objective, examples: Sequence[Example], max_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """Loss and figures over examples: each figure is a ratio of sums over rows."""
     learner.eval()
-    total = weight = hits = 0.0
-    has_accuracy = False
-    for micro in split_by_tokens(examples, tune.micro_batch_tokens):
-        batch = make_batch(micro, device_of(learner))
-        out = method.loss(learner(batch), batch)
-        total, weight = total + float(out.total), weight + out.weight
-        has_accuracy = "accuracy" in out.metrics
-        hits += out.metrics.get("accuracy", 0.0)
-    if not math.isfinite(total):
+    weights = weights_of(objective, examples)
+    loss = 0.0
+    sums: dict[str, list[float]] = {}
+    for micro in split_by_tokens(examples, max_tokens):
+        batch = learner.batch(micro)
+        outputs = learner(batch)
+        loss += float(objective.loss(outputs, batch).total) / weights[batch.task]
+        for name, (numerator_B, denominator_B) in objective.scores(outputs, batch).items():
+            held = sums.setdefault(name, [0.0, 0.0])
+            held[0] += float(numerator_B.sum())
+            held[1] += float(denominator_B.sum())
+    if not math.isfinite(loss):
         raise TrainingError(
-            f"validation loss {total:g}: training has diverged. Lower tune.learning_rate (now {tune.learning_rate:g}) "
-            "or raise tune.warmup_share, and run again."
+            f"validation loss {loss:g}: training has diverged. Lower tune.learning_rate or raise tune.warmup_share, "
+            "and run again."
         )
-    return total / weight, hits / len(examples) if has_accuracy else None
+    return loss, {name: above / below for name, (above, below) in sums.items() if below}
 
 
-def make_optimizer(learner: Learner, tune: Tune) -> torch.optim.Optimizer:
+def make_optimizer(learner: Learner, training: Training) -> torch.optim.Optimizer:
     """AdamW; the head has its own peak rate, vectors and biases have no decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in learner.trained().items():
-        peak = tune.head_learning_rate if name.startswith("head.") else tune.learning_rate
-        decay = tune.weight_decay if parameter.ndim > 1 else 0.0
+        peak = training.head_learning_rate if name.startswith("heads.") else training.learning_rate
+        decay = training.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((peak, decay), []).append(parameter)
     if not groups:
         raise TrainingError("nothing would be trained: the adapter matches no layer. Check tune.adapter.targets.")
@@ -198,8 +206,3 @@ def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> list[i
 def permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     """Order of the rows in one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters live."""
-    return next(module.parameters()).device

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from luthier.evaluation.arms.base import (
     ArmResult,
@@ -26,7 +27,7 @@ from luthier.evaluation.scoring import (
     shared_beginning,
 )
 from luthier.forest.forward import hidden_states, readout
-from luthier.methods.base import Example, make_batch, split_by_tokens
+from luthier.methods.base import MAIN, Example, make_batch, split_by_tokens
 from luthier.methods.head import readable_sequences
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Ask
@@ -47,9 +48,7 @@ class Classifier:
     def logprobs(self, texts: ManyOf[str], report: Report | None = None) -> Floats:
         """Calibrated log p(label | text) [B, L]."""
         self.learner.eval()
-        raw = (
-            self._head_logprobs(texts, report) if self.learner.head is not None else self._label_logprobs(texts, report)
-        )
+        raw = self._head_logprobs(texts, report) if self.learner.heads else self._label_logprobs(texts, report)
         scaled = raw / self.temperature
         return scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
 
@@ -65,21 +64,22 @@ class Classifier:
     def _head_logprobs(self, texts: ManyOf[str], report: Report | None) -> Floats:
         """Through the head: only the prompt is computed."""
         learner = self.learner
-        assert learner.head is not None
+        head = learner.heads[MAIN]
+        assert isinstance(head, nn.Linear)
         rows = [(sequence,) for sequence in readable_sequences(self.prompt, texts)]
         if learner.backend != "padded" and (self.beginning is None or not self.beginning.fits(rows)):
             size = shared_beginning(rows)
             self.beginning = remember_beginning(learner.lm, rows[0][0].tokens[:size]) if size else None
         start = 0 if self.beginning is None else self.beginning.size
-        examples = [Example(cut(row, start), 0) for row in rows]
+        examples = [Example(cut(row, start)) for row in rows]
         order = {id(example): i for i, example in enumerate(examples)}
-        values = np.zeros((len(texts), learner.head.out_features))
+        values = np.zeros((len(texts), head.out_features))
         done = 0
         for micro in split_by_tokens(examples, self.batch_tokens):
             batch = make_batch(micro)
             past = None if self.beginning is None else self.beginning.past
             hidden_ND = hidden_states(learner.lm, batch.forest, learner.backend, past)
-            logits_BL = learner.head(readout(batch.forest, hidden_ND).float())
+            logits_BL = head(readout(batch.forest, hidden_ND).float())
             values[[order[id(example)] for example in micro]] = torch.log_softmax(logits_BL.double(), 1).numpy()
             done += len(micro)
             if report is not None:

@@ -1,0 +1,75 @@
+"""Several low-rank adapters as one, exactly: their updates add, so their factors stand side by side.
+
+    s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2]
+
+The joint adapter has the sum of the ranks and scale 1, and loads in PEFT on the model below all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from luthier.adapters.lora import load_lora
+from luthier.errors import ModelError
+from luthier.files import write_json
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+A, B = "lora_A.weight", "lora_B.weight"
+
+
+def joined_lora(lower: Path, upper: Path, target: Path) -> None:
+    """Write the sum of two saved adapters to `target` (a folder that is there). Both must be plain LoRA."""
+    configs = [read_config(folder) for folder in (lower, upper)]
+    factors = [read_factors(folder, config) for folder, config in zip((lower, upper), configs, strict=True)]
+    ranks = [int(config["r"]) for config in configs]
+    state: dict[str, Tensor] = {}
+    for layer in sorted(factors[0].keys() | factors[1].keys()):
+        own = next(found[layer] for found in factors if layer in found)
+        parts = [found.get(layer) or zeros(own, rank) for found, rank in zip(factors, ranks, strict=True)]
+        state[f"{layer}.{A}"] = torch.cat([a for a, _ in parts], dim=0).contiguous()
+        state[f"{layer}.{B}"] = torch.cat([b for _, b in parts], dim=1).contiguous()
+    targets = sorted({layer.rpartition(".")[2] for layer in state_layers(state)})
+    save_file(state, str(target / WEIGHTS), metadata={"format": "pt"})
+    write_json(target / CONFIG, {**configs[1], "r": sum(ranks), "lora_alpha": sum(ranks), "target_modules": targets})
+
+
+def state_layers(state: dict[str, Tensor]) -> set[str]:
+    """The layers that a saved adapter changes."""
+    return {name.removesuffix(f".{A}").removesuffix(f".{B}") for name in state}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration; ModelError where it is no plain LoRA, whose updates would not just add."""
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    special = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "bias") if config.get(name) not in
+               (None, False, {}, "none")]  # fmt: skip
+    if config.get("peft_type") != "LORA" or special:
+        kind = ", ".join(special) or str(config.get("peft_type"))
+        raise ModelError(f"{folder}: an adapter with {kind} cannot be stacked. Set start: merge for the next stage.")
+    return config
+
+
+def read_factors(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and scaled B of each layer."""
+    state = load_file(str(folder / WEIGHTS))
+    rank = config["r"]
+    scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+    return {layer: (state[f"{layer}.{A}"], state[f"{layer}.{B}"] * scale) for layer in state_layers(state)}
+
+
+def zeros(like: tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of an adapter that leaves a layer alone."""
+    a, b = like
+    return a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
+
+
+def folded(model: nn.Module, folder: Path) -> None:
+    """Add a saved adapter to the weights of `model`, in place."""
+    wrapper: Any = load_lora(model, folder)
+    wrapper.merge_and_unload()

@@ -1,0 +1,124 @@
+"""A method's figures on held-out rows: each row's share, the figure with its interval, and what training changed.
+
+Every figure is a ratio of sums over rows (methods/base.py: `Scores`), so one way of resampling serves them all. Rows
+are drawn by group (one document, one prompt), since chunks of one document are no independent witnesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as ManyOf
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from luthier.evaluation.statistics import sign_flip_p
+from luthier.methods.base import Example, Objective, split_by_tokens
+from luthier.training.learner import Learner
+
+Floats = NDArray[np.float64]
+Figures = dict[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A ratio of sums with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def score_rows(
+    learner: Learner,
+    objective: Objective,
+    examples: ManyOf[Example],
+    max_tokens: int,
+    update: Callable[[int, int], None] | None = None,
+) -> Figures:
+    """Numerator and denominator of each figure for each example, in their order. NaN where a figure is not of its task.
+
+    Numbers are those of the learner as it is; it is put into evaluation mode.
+    """
+    learner.eval()
+    place = {id(example): i for i, example in enumerate(examples)}
+    found: Figures = {}
+    done = 0
+    for micro in split_by_tokens(examples, max_tokens):
+        batch = learner.batch(micro)
+        rows = [place[id(example)] for example in micro]
+        for name, pair in objective.scores(learner(batch), batch).items():
+            held = found.setdefault(name, (np.full(len(examples), np.nan), np.full(len(examples), np.nan)))
+            for column, values in zip(held, pair, strict=True):
+                column[rows] = values.double().cpu().numpy()
+        done += len(micro)
+        if update is not None:
+            update(done, len(examples))
+    return found
+
+
+def by_group(values: tuple[Floats, Floats], groups: ManyOf[str]) -> tuple[Floats, Floats]:
+    """Sums by group [G] of a figure's rows, rows that have it only; groups in the order they first stand in."""
+    index: dict[str, int] = {}
+    number_B = np.array([index.setdefault(group, len(index)) for group in groups])
+    there_B = ~np.isnan(values[0])
+    above, below = (
+        np.bincount(number_B[there_B], column[there_B], minlength=len(index)).astype(np.float64) for column in values
+    )
+    kept = np.bincount(number_B[there_B], minlength=len(index)) > 0
+    return above[kept], below[kept]
+
+
+def figure(sums_G: tuple[Floats, Floats], resamples: int, seed: int, confidence: float) -> Figure:
+    """The ratio with a percentile bootstrap interval over groups (Efron and Tibshirani 1993, chapter 13)."""
+    return with_interval(ratio(*sums_G), resampled_ratios([sums_G], resamples, seed)[0], confidence)
+
+
+def change(
+    before: tuple[Floats, Floats], after: tuple[Floats, Floats], resamples: int, seed: int, confidence: float
+) -> Figure:
+    """after - before on the same groups, resampled together."""
+    first_C, second_C = resampled_ratios([before, after], resamples, seed)
+    return with_interval(ratio(*after) - ratio(*before), second_C - first_C, confidence)
+
+
+def change_p(before: tuple[Floats, Floats], after: tuple[Floats, Floats], resamples: int, seed: int) -> float:
+    """Two-sided p that nothing changed: signs of the groups' linearised differences are flipped.
+
+    With r the pooled ratio, group g contributes (above_after - above_before) - r (below_after - below_before); where
+    denominators do not change (bytes, rows) that is the plain difference.
+    """
+    pooled = (before[0].sum() + after[0].sum()) / max(before[1].sum() + after[1].sum(), 1e-300)
+    differences_G = (after[0] - before[0]) - pooled * (after[1] - before[1])
+    return sign_flip_p(differences_G, resamples, seed) if np.any(differences_G) else 1.0
+
+
+def ratio(above_G: Floats, below_G: Floats) -> float:
+    """The figure itself; NaN where there is nothing to divide by."""
+    total = below_G.sum()
+    return float(above_G.sum() / total) if total else float("nan")
+
+
+def resampled_ratios(pairs: ManyOf[tuple[Floats, Floats]], resamples: int, seed: int) -> list[Floats]:
+    """Ratios [C] of each pair over the same draws of groups with replacement."""
+    rng = np.random.default_rng(seed)
+    size = len(pairs[0][0])
+    columns = np.stack([column for pair in pairs for column in pair], axis=1)  # G x 2 pairs
+    sums = np.concatenate(
+        [rng.multinomial(size, np.full(size, 1 / size), size=min(500, resamples - c)) @ columns
+         for c in range(0, resamples, 500)]
+    )  # fmt: skip
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return [sums[:, 2 * i] / sums[:, 2 * i + 1] for i in range(len(pairs))]
+
+
+def with_interval(value: float, values_C: Floats, confidence: float) -> Figure:
+    """A value with the percentile interval of its resamples."""
+    usable_C = values_C[np.isfinite(values_C)]
+    if not len(usable_C):
+        return Figure(value, float("nan"), float("nan"))
+    low, high = np.quantile(usable_C, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Figure(value, float(low), float(high))

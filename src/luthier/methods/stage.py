@@ -1,0 +1,49 @@
+"""What a method needs to be a stage of training, beside its objective: which records it takes and what decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as ManyOf
+from typing import Any, Protocol
+
+from torch import nn
+
+from luthier.corpus.lines import Problem
+from luthier.methods.base import Example, Objective
+from luthier.prompts import Dialogue
+from luthier.records import Record
+
+
+class StageMethod(Objective, Protocol):
+    """The contract. A method is frozen; it knows its settings, and what `fitted` has learnt from the rows."""
+
+    @property
+    def primary(self) -> str:
+        """The figure of `scores` that says whether the stage was worth it."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way that figure is to go."""
+        ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether examples carry log-probabilities of the model the stage starts from."""
+        ...
+
+    def accept(self, record: Record) -> list[Any] | Problem:
+        """The rows a record gives (none, one or several), or why it cannot be used."""
+        ...
+
+    def fitted(self, rows: ManyOf[Any]) -> StageMethod:
+        """The method with what the training rows decide (their labels, weights, scale). Most return themselves."""
+        ...
+
+    def heads(self, width: int) -> Mapping[str, nn.Module]:
+        """Fresh heads over hidden states of that width, by task; empty for most methods."""
+        ...
+
+    def view(self, prompt: Dialogue, rows: ManyOf[Any]) -> list[Example]:
+        """Sequences of each row, with targets or spans. Several examples of one row share its `key`."""
+        ...

@@ -1,0 +1,37 @@
+"""What a stage of training learns from, by name: one settings class for each method. No torch here."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from luthier.recipe.methods.distillation import Distil
+from luthier.recipe.methods.heads import Classify, MultiLabel, Ordinal, Regress, Tag
+from luthier.recipe.methods.language import Clm, Mlm, Plm
+from luthier.recipe.methods.preferences import Dpo, Kto, Orpo, Reward, SimPo
+from luthier.recipe.methods.supervised import Sft
+
+Reading = Clm | Mlm | Plm | Sft | Distil
+Headed = Classify | MultiLabel | Ordinal | Regress | Tag
+Preferring = Reward | Dpo | Kto | Orpo | SimPo
+MethodSettings = Annotated[Reading | Headed | Preferring, Field(discriminator="kind")]
+METHODS = (*get_args(Reading), *get_args(Headed), *get_args(Preferring))
+
+__all__ = [
+    "METHODS",
+    "Classify",
+    "Clm",
+    "Distil",
+    "Dpo",
+    "Kto",
+    "MethodSettings",
+    "Mlm",
+    "MultiLabel",
+    "Ordinal",
+    "Orpo",
+    "Plm",
+    "Regress",
+    "Reward",
+    "Sft",
+    "SimPo",
+    "Tag",
+]

@@ -1,0 +1,68 @@
+"""Settings of the methods that learn from what people prefer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from luthier.recipe.methods.base import MethodPart
+
+
+class Reward(MethodPart):
+    """A reward model: Bradley-Terry on pairs, Plackett-Luce on rankings."""
+
+    kind: Literal["reward"] = "reward"
+    loss: Literal["pairs", "plackett_luce"] = Field(
+        "pairs", description="All pairs of a ranking (Bradley-Terry), or the whole order at once (Plackett-Luce)."
+    )
+    use_margins: bool = Field(False, description="Ask for a margin as wide as the gap of the scores, where rows have.")
+    centring: float = Field(
+        0.0, ge=0, strict=False, description="Weight of (r_chosen + r_rejected)^2, which keeps rewards near zero."
+    )
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 2e-4}
+
+
+class Dpo(MethodPart):
+    """Direct preference optimisation (Rafailov et al. 2023) and its kin."""
+
+    kind: Literal["dpo"] = "dpo"
+    loss: Literal["sigmoid", "ipo", "hinge", "conservative", "robust"] = Field("sigmoid", description="Which loss.")
+    beta: float = Field(0.1, gt=0, strict=False, description="How strongly the policy is held to the reference.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of the pairs assumed to be the wrong way round (conservative, robust)."
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, strict=False, description="Weight of the chosen answers' token loss beside it (RPO); 0 = off."
+    )
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
+
+
+class Kto(MethodPart):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024), for single thumbs."""
+
+    kind: Literal["kto"] = "kto"
+    beta: float = Field(0.1, gt=0, strict=False, description="How strongly the policy is held to the reference.")
+    good_weight: float = Field(1.0, gt=0, strict=False, description="Weight of good answers.")
+    bad_weight: float = Field(1.0, gt=0, strict=False, description="Weight of bad answers.")
+    reference_rows: int = Field(
+        16, ge=0, description="Rows of a step whose mismatched answers estimate the KL term; 0 = no KL term."
+    )
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
+
+
+class Orpo(MethodPart):
+    """Odds-ratio preference optimisation (Hong et al. 2024): no reference."""
+
+    kind: Literal["orpo"] = "orpo"
+    weight: float = Field(0.1, gt=0, strict=False, description="Weight of the odds-ratio loss beside the SFT loss.")
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 1e-4}
+
+
+class SimPo(MethodPart):
+    """Simple preference optimisation (Meng et al. 2024): no reference, mean log-probabilities."""
+
+    kind: Literal["simpo"] = "simpo"
+    beta: float = Field(2.0, gt=0, strict=False, description="Scale of the margin.")
+    margin: float = Field(1.0, ge=0, strict=False, description="Target margin, times beta: gamma = beta * margin.")
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}

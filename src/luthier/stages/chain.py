@@ -1,0 +1,91 @@
+"""How a stage starts from the one before it, and what it leaves for the next.
+
+    stack      the earlier stages' adapter is folded into the weights in memory, a fresh one is trained on top, and
+               the saved adapter is the exact sum of both: it loads on the recipe's model
+    continue   the last stage's adapter is trained on
+    merge      the earlier stages' adapter is folded into the weights, that model is saved, and the fresh adapter
+               belongs to it
+
+In each case the learner at step 0 is the model that the last stage left: the reference of DPO, KTO and PPO.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from luthier.adapters import folded, joined_lora, name_base_model
+from luthier.files import content_hash, new_folder, sha256
+from luthier.models import LoadedModel, load_model, public_name
+from luthier.recipe.stages import Stage
+from luthier.training.learner import HEAD_FILE, Learner, continued_learner, new_learner
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a stage left: the model to load, and the folder of the adapter over it (None before the first stage)."""
+
+    model: str
+    adapter: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """Content hash of the adapter; the model has its own."""
+        return content_hash(self.model, sha256(self.adapter / ADAPTER_FILE) if self.adapter else "")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The learner a stage begins with, and what is needed to save what it becomes."""
+
+    learner: Learner
+    base: LoadedModel
+    below: Path | None  # adapter that the saved one has to hold as well
+
+    def save(self, trained: Path, target: Path) -> None:
+        """Write the adapter of the stage: `trained` is the folder of its best weights."""
+        with new_folder(target) as aside:
+            if self.below is None:
+                shutil.copytree(trained, aside, dirs_exist_ok=True)
+                (aside / "checksums.json").unlink(missing_ok=True)
+            else:
+                joined_lora(self.below, trained, aside)
+                if (trained / HEAD_FILE).is_file():
+                    shutil.copy2(trained / HEAD_FILE, aside / HEAD_FILE)
+            name_base_model(aside, public_name(self.base.name))
+
+
+def start_stage(
+    stage: Stage, before: Left, folder: Path, heads: Mapping[str, nn.Module], settings: tuple[int, str, str]
+) -> Start:
+    """The learner of a stage at step 0. `settings`: seed, attention, precision."""
+    seed, attention, precision = settings
+    name = before.model
+    if stage.start == "merge" and before.adapter is not None:
+        name = str(merged_model(before, folder / "model"))
+    model = load_model(name, precision=precision)
+    below = before.adapter if stage.start == "stack" else None
+    if stage.start == "continue" and before.adapter is not None:
+        return Start(continued_learner(model, before.adapter, attention, heads), model, None)
+    if below is not None:
+        folded(model.model, below)
+    return Start(new_learner(model, stage.tune.adapter, seed, attention, heads), model, below)
+
+
+def merged_model(before: Left, folder: Path) -> Path:
+    """The model with the earlier stages in its weights, as a model folder of its own."""
+    if (folder / "config.json").is_file():
+        return folder
+    assert before.adapter is not None
+    model = load_model(before.model)
+    folded(model.model, before.adapter)
+    with new_folder(folder) as aside:
+        model.model.save_pretrained(aside, safe_serialization=True)  # type: ignore[operator]
+        model.tokenizer.save_pretrained(aside)
+    return folder

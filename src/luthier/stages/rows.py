@@ -1,0 +1,196 @@
+"""The rows of a stage: read, accepted by its method, without copies, and held out by whole prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from luthier.corpus.documents.base import Unreadable
+from luthier.corpus.fold import fold_text
+from luthier.corpus.lines import Problem
+from luthier.corpus.partition import ASIDE, TEST, TRAIN, VALIDATION, RowColumns, partition
+from luthier.corpus.rows import LIMITS, read_input
+from luthier.corpus.wire import texts_of, to_json, whole_text
+from luthier.errors import DataError
+from luthier.files import content_hash
+from luthier.methods.stage import StageMethod
+from luthier.recipe.corpus import Input, Splitting
+from luthier.recipe.stages import Rows
+from luthier.records import Dropped, Instruction, Ledger, Message, Record
+
+SHOWN_CHARS = 300
+PARTS = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Rows of the three parts, each in its seeded order, and the ledger of all others."""
+
+    train: tuple[Any, ...]
+    validation: tuple[Any, ...]
+    test: tuple[Any, ...]
+    ledger: Ledger
+
+    @property
+    def key(self) -> str:
+        """Content hash of all rows in their order."""
+        return content_hash([[row_key(row) for row in part] for part in (self.train, self.validation, self.test)])
+
+
+def gather(data: Rows, method: StageMethod, seed: int) -> StageRows:
+    """Read, check and split the rows of a stage. The result depends on rows and seed, not on the order of files.
+
+    Raises:
+        DataError: a file that cannot be read, too many rows dropped, or a part without rows.
+    """
+    ledger = Ledger()
+    train = collect(data.train, method, "train", ledger)
+    held = collect(data.test, method, "test", ledger) if data.test else []
+    if held:
+        train = without_leaks(train, held, ledger)
+    settings = Splitting(
+        validation_share=data.validation_share, test_share=0.0 if held else data.test_share, stratify=False
+    )
+    parts: dict[str, list[Any]] = {name: [] for name in PARTS.values()}
+    for row, part in zip(train, partition(columns(train), settings, seed).tolist(), strict=True):
+        assert part != ASIDE, "nothing is frozen here"
+        parts[PARTS[part]].append(row)
+    parts["test"] += held
+    limits = {"train": data.max_rows, "validation": 0, "test": data.max_test_rows}
+    chosen = {name: limited(seeded(rows, seed), limits[name], name, ledger) for name, rows in parts.items()}
+    for name, rows in chosen.items():
+        ledger.kept[name] = len(rows)
+        ledger.rows_in[name] = len(rows) + sum(ledger.reasons(name).values())
+    refuse_losses(ledger, data)
+    return StageRows(tuple(chosen["train"]), tuple(chosen["validation"]), tuple(chosen["test"]), ledger)
+
+
+def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger) -> list[Any]:
+    """The rows that the method accepts, one of each content; all others go to the ledger."""
+    rows: dict[str, Any] = {}
+    for item in (item for source in inputs for item in read_input(source, LIMITS)):
+        if isinstance(item, Unreadable):
+            ledger.dropped.append(Dropped(split, item.source, item.problem.reason, item.problem.detail, item.text))
+            continue
+        accepted = method.accept(item)
+        if isinstance(accepted, Problem):
+            ledger.dropped.append(dropped(split, item, accepted))
+            continue
+        for row in accepted:
+            twin = rows.setdefault(row_key(row), row)
+            if twin is not row:
+                ledger.dropped.append(dropped(split, row, Problem("duplicate", f"the same row as {twin.source}.")))
+    return list(rows.values())
+
+
+def without_leaks(train: list[Any], test: list[Any], ledger: Ledger) -> list[Any]:
+    """The training rows whose prompt, text or group does not stand in the test rows too."""
+    seen = {mark for row in test for mark in marks(row)}
+    kept = []
+    for row in train:
+        if seen.isdisjoint(marks(row)):
+            kept.append(row)
+        else:
+            ledger.dropped.append(dropped("train", row, Problem("in_test", "its prompt or text is in the test rows.")))
+    return kept
+
+
+def marks(row: Any) -> set[str]:
+    """What may not stand on two sides of a split: the row's group, and the text it begins with."""
+    found = {f"text {fold_text(beginning(row))}"}
+    return found | ({f"group {row.source.group}"} if row.source.group else set())
+
+
+def beginning(row: Any) -> str:
+    """The prompt of a row that has one (all turns before the answer), else its text."""
+    prompt = getattr(row, "prompt", None)
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, tuple):
+        return said(prompt)
+    if isinstance(row, Instruction):
+        return f"{row.instruction}\n{row.context}"
+    if hasattr(row, "messages"):
+        return said(row.messages[:-1])
+    return whole_text(row)
+
+
+def said(messages: Iterable[Message]) -> str:
+    """Turns as one text."""
+    return "\n".join(message.content for message in messages)
+
+
+def columns(rows: list[Any]) -> RowColumns:
+    """What decides where a row goes: one prompt or text, and one group, on one side."""
+    texts = [hash_64(f"text {fold_text(beginning(row))}") for row in rows]
+    return RowColumns(
+        keys_N2=np.array([(text, text) for text in texts], np.uint64).reshape(-1, 2),
+        labels_N=np.zeros(len(rows), np.uint64),
+        groups_N=np.array([hash_64(row.source.group) if row.source.group else 0 for row in rows], np.uint64),
+        dates_N=np.full(len(rows), np.iinfo(np.int64).min),
+    )
+
+
+def hash_64(text: str) -> int:
+    """64 bits of a text's hash."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def row_key(row: Any) -> str:
+    """Content hash of a row, whatever file it came from."""
+    value = to_json(row)
+    del value["source"]
+    return content_hash(value)
+
+
+def seeded(rows: list[Any], seed: int) -> list[Any]:
+    """Rows by a hash of seed and content."""
+    return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row_key(row)}".encode()).digest())
+
+
+def limited(rows: list[Any], most: int, split: str, ledger: Ledger) -> list[Any]:
+    """The first `most` rows; the rest is said in a note."""
+    if not most or len(rows) <= most:
+        return rows
+    ledger.notes.append(f"{split}: {most:,} of {len(rows):,} rows taken, by seed.")
+    return rows[:most]
+
+
+def dropped(split: str, row: Record, problem: Problem) -> Dropped:
+    """A ledger line."""
+    return Dropped(split, row.source, problem.reason, problem.detail, "\n".join(texts_of(row))[:SHOWN_CHARS])
+
+
+def refuse_losses(ledger: Ledger, data: Rows) -> None:
+    """A part without rows, or most rows dropped, is an error that shows why."""
+    reasons = list(reason_lines(ledger))
+    told = f" Dropped: {'; '.join(reasons[:6])}." if reasons else ""
+    wanted = {"train": True, "validation": data.validation_share > 0, "test": True}
+    for split in (split for split in wanted if wanted[split] and not ledger.kept[split]):
+        raise DataError(f"data.train: no row is left for {split}.{told} Give more rows, or other shares.")
+    rows_in, lost = sum(ledger.rows_in.values()), len(ledger.dropped)
+    if lost > data.max_dropped_share * rows_in:
+        raise DataError(
+            f"data: {lost:,} of {rows_in:,} rows were dropped, more than max_dropped_share "
+            f"({data.max_dropped_share:g}).{told} Mend the rows, or raise data.max_dropped_share."
+        )
+
+
+def reason_lines(ledger: Ledger) -> Iterator[str]:
+    """Reasons with their counts and a first example, most frequent first."""
+    first: dict[str, Dropped] = {}
+    counts: dict[str, int] = {}
+    for row in ledger.dropped:
+        first.setdefault(row.reason, row)
+        counts[row.reason] = counts.get(row.reason, 0) + 1
+    for reason in sorted(counts, key=lambda name: -counts[name]):
+        yield f"{counts[reason]:,} {reason} (first: {first[reason].source}: {first[reason].detail})"
+
+
+def ledger_row(row: Dropped) -> dict[str, Any]:
+    """A dropped row as JSON values."""
+    return {**asdict(row), "source": str(row.source)}
