@@ -30,11 +30,11 @@ from luthier.forest.parts import MASKED
 from luthier.forest.plan import Block, plan_forest
 from luthier.forest.tree import Forest
 from luthier.methods import make_method
-from luthier.methods.base import Batch, Example, Method, make_batch
+from luthier.methods.base import MAIN, Batch, Example, Objective
 from luthier.models import load_model
 from luthier.recipe import Tune
 from luthier.runtime import keep_big_blocks
-from luthier.training.learner import Learner, new_learner
+from luthier.training.learner import Learner, label_head, new_learner
 from luthier.training.loop import make_optimizer, one_step, rows_of_step
 
 PACKAGES = ("luthier", "torch", "transformers", "peft")
@@ -116,7 +116,7 @@ def list_products(learner: Learner, batch: Batch) -> list[Product]:
     ahead, back = attention_products(learner.lm, batch.forest, buffers)
     forward += ahead
     backward += back
-    if learner.head is None:
+    if len(batch.row_M):
         ahead, back = vocabulary_products(learner.lm, batch.forest, buffers)
         forward += ahead
         backward += back
@@ -154,7 +154,7 @@ def linear_products(call: Call, buffers: Buffers) -> AheadAndBack:
     """Ahead y = x W^T; back dW = dy^T x where the weight wants a gradient, dx = dy W where the input does."""
     out_width, in_width = call.weight.shape
     weight = call.weight.detach()
-    part = "LoRA" if "lora_" in call.name else "head" if call.name == "head" else "frozen layers"
+    part = "LoRA" if "lora_" in call.name else "head" if call.name.startswith("heads.") else "frozen layers"
     x, y = buffers.get("x", call.num_rows, in_width), buffers.get("y", call.num_rows, out_width)
     dx, dy = buffers.get("dx", call.num_rows, in_width), buffers.get("dy", call.num_rows, out_width)
     ahead = [Product(f"{part}, forward", x, weight.t(), y)]
@@ -225,19 +225,19 @@ class Bench:
     """One method's learner, the batch it steps on again and again, and the products of such a step."""
 
     learner: Learner
-    method: Method
+    objective: Objective
     tune: Tune
     examples: list[Example]
     products: list[Product] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.batch = make_batch(self.examples)
+        self.batch = self.learner.batch(self.examples)
         self.optimizer = make_optimizer(self.learner, self.tune)
         self.products = list_products(self.learner, self.batch)
 
     def step(self) -> None:
         """A whole training step: forest, forward, backward, clipping, update."""
-        one_step(self.learner, self.method, self.examples, self.optimizer, 1.0, self.tune, 0)
+        one_step(self.learner, self.objective, self.examples, self.optimizer, 1.0, self.tune, 0)
 
     def step_seconds(self) -> float:
         """How long one takes."""
@@ -346,7 +346,8 @@ def make_bench(name: str, arguments: argparse.Namespace) -> Bench:
     tune = Tune.model_validate({"method": name, "batch_size": arguments.batch_size})
     method = make_method(tune, prompt.task)
     chosen = [rows[i] for i in rows_of_step(0, tune.batch_size, len(rows), seed=0)]
-    learner = new_learner(model, tune, prompt, seed=0, backend="grouped")
+    heads = {MAIN: label_head(model, prompt)} if name == "head" else {}
+    learner = new_learner(model, tune.adapter, seed=0, backend="grouped", heads=heads)
     return Bench(learner, method, tune, method.view(prompt, chosen))
 
 

@@ -32,7 +32,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import workload
 from luthier.methods.base import Example
-from luthier.methods.sft import Sft
+from luthier.methods.sft import LabelSft
 from luthier.models import load_model
 from luthier.recipe import Tune
 from luthier.records import Sequence
@@ -258,11 +258,11 @@ def prepare(folder: Path, settings: Settings) -> None:
     rows = workload.read_labelled(Path(settings.rows))
     model = load_model(workload.MODEL)
     prompt = workload.make_prompt(rows, model.tokenizer, settings.lists_labels)
-    sequences = [example.sequences[0] for example in Sft().view(prompt, rows)]
+    sequences = [example.sequences[0] for example in LabelSft().view(prompt, rows)]
     batches = choose_batches([len(sequence.tokens) for sequence in sequences], settings.steps)
     chosen = [[(sequences[i].tokens, sequences[i].targets[0]) for i in batch] for batch in batches]
     (folder / "batches.json").write_text(json.dumps(chosen), encoding="utf-8")
-    new_learner(model, TUNE, None, seed=0, backend="grouped").save(folder / "adapter")
+    new_learner(model, TUNE.adapter, seed=0, backend="grouped").save(folder / "adapter")
     tokens = sum(len(row_tokens) for batch in chosen for row_tokens, _ in batch)
     distinct = sum(distinct_tokens([Row(*row) for row in batch]) for batch in chosen)
     facts = {
@@ -311,7 +311,7 @@ def finish(folder: Path, side: str, losses: list[float], ends: list[float], comp
 def make_example(row: Row) -> Example:
     """The row as luthier's sft method sees it."""
     targets = tuple(range(row.answer_start, len(row.tokens)))
-    return Example((Sequence(row.tokens, targets, (1.0,) * len(targets)),), gold=0)
+    return Example((Sequence(row.tokens, targets, (1.0,) * len(targets)),))
 
 
 def train_luthier(folder: Path, settings: Settings) -> None:
@@ -319,9 +319,9 @@ def train_luthier(folder: Path, settings: Settings) -> None:
     keep_big_blocks()
     batches = [[make_example(row) for row in batch] for batch in read_batches(folder)]
     model = load_model(workload.MODEL, precision=settings.precision)
-    learner = new_learner(model, TUNE, None, seed=1, backend="grouped")
+    learner = new_learner(model, TUNE.adapter, seed=1, backend="grouped")
     learner.load(folder / "adapter")
-    optimizer, method = make_optimizer(learner, TUNE), Sft()
+    optimizer, method = make_optimizer(learner, TUNE), LabelSft()
     losses: list[float] = []
     computed: list[int] = []
     ends = [time.perf_counter()]

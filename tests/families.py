@@ -55,5 +55,6 @@ def plain_logprobs(model: nn.Module, sequences) -> torch.Tensor:
     for sequence in sequences:
         logits = model(input_ids=torch.tensor([sequence.tokens]), use_cache=False).logits[0]
         scores = torch.log_softmax(logits, dim=-1)
-        values += [scores[target - 1, sequence.tokens[target]] for target in sequence.targets]
+        asked = sequence.wanted or [sequence.tokens[target] for target in sequence.targets]
+        values += [scores[target - 1, token] for target, token in zip(sequence.targets, asked, strict=True)]
     return torch.stack(values)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -9,13 +10,16 @@ from peft import LoraConfig, get_peft_model
 from families import CONFIGS, plain_logprobs, tiny_model
 from luthier.errors import ModelError
 from luthier.forest import plan as plans
-from luthier.forest.forward import PROVEN_FAMILIES, choose_backend, hidden_states, logprobs, set_backend
+from luthier.forest.forward import PROVEN_FAMILIES, choose_backend, hidden_states, logprobs, readout, set_backend
 from luthier.forest.tree import build_forest
 from luthier.records import Sequence
 
 
 def shared_rows(num_rows: int = 4, labels: int = 3) -> list[Sequence]:
-    """An instruction, rows of unequal length below it, label branches below those; and a stranger."""
+    """An instruction, rows of unequal length below it, label branches below those; and two strangers.
+
+    The last asks for tokens that do not stand there, three of them at one place.
+    """
     generator = torch.Generator().manual_seed(3)
 
     def draw(size: int) -> tuple[int, ...]:
@@ -29,7 +33,8 @@ def shared_rows(num_rows: int = 4, labels: int = 3) -> list[Sequence]:
             targets = tuple(range(len(prompt), len(tokens)))
             weights = tuple(0.5 + 0.25 * i for i in range(len(targets)))
             sequences.append(Sequence(tokens, targets, weights, row, label))
-    return [*sequences, Sequence(draw(9), (1, 8), (1.0, 2.0), num_rows)]
+    soft = Sequence(draw(9), (1, 4, 4, 4, 8), (1.0, 0.5, 0.25, 0.125, 2.0), num_rows + 1, wanted=(5, 9, 96, 3, 0))
+    return [*sequences, Sequence(draw(9), (1, 8), (1.0, 2.0), num_rows), soft]
 
 
 def forest_logprobs(model, sequences, backend: str) -> torch.Tensor:
@@ -95,6 +100,51 @@ def test_forest_equals_plain_model_with_lora(family):
     found = forest_logprobs(model, sequences, "grouped")
     assert float((found - wanted).detach().abs().max()) < 2e-6
     assert_same(weighted_gradients(model, found, sequences), wanted_gradients)
+
+
+@pytest.mark.parametrize("backend", ["grouped", "dense", "padded"])
+def test_wanted_tokens_at_one_place_are_one_distribution(backend):
+    """The probabilities of all tokens at one place sum to 1, and the token that stands there has no say."""
+    model = tiny_model("llama", torch.float32)
+    asked = tuple(range(97))
+    here, there = (Sequence((3, 4, token), (2,) * 97, (1.0,) * 97, wanted=asked) for token in (5, 6))
+    with torch.no_grad():
+        found = forest_logprobs(model, [here, there], backend)
+        wanted = plain_logprobs(model, [here])
+    assert float(found[:97].double().exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    assert torch.equal(found[:97], found[97:])
+    torch.testing.assert_close(found[:97], wanted, atol=2e-5, rtol=1e-5)
+
+
+def test_in_an_encoder_each_sequence_is_its_own():
+    """A tiny BERT, padded: hidden states and spans are those of a pass of the sequence alone, end to end."""
+    torch.manual_seed(7)
+    config = hf.BertConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = hf.BertForMaskedLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    sequences = [
+        Sequence((3, 4, 5, 6, 7), (0, 2), (1.0, 1.0), wanted=(9, 10), reads=((1, 3),)),
+        Sequence((3, 4, 5, 8), reads=((0, 2), (1, 4))),
+        Sequence((3, 4, 5), (1,), (1.0,)),
+    ]
+    set_backend(model, "padded")
+    forest = build_forest(sequences, causal=False)
+    assert forest.num_tokens == 5 + 4 + 3
+    with torch.no_grad():
+        alone = [model.bert(input_ids=torch.tensor([s.tokens])).last_hidden_state[0] for s in sequences]
+        hidden_ND = hidden_states(model, forest, "padded")
+    for s, states in enumerate(alone):
+        torch.testing.assert_close(hidden_ND[forest.rows_of(s)], states, atol=2e-5, rtol=1e-5)
+    spans = torch.stack([alone[0][1:3].mean(0), alone[1][0:2].mean(0), alone[1][1:4].mean(0)])
+    torch.testing.assert_close(readout(forest, hidden_ND), spans, atol=2e-5, rtol=1e-5)
+    asked = torch.stack([alone[0][0], alone[0][2], alone[2][1]])
+    torch.testing.assert_close(hidden_ND[forest.row_M], asked, atol=2e-5, rtol=1e-5)
+    assert forest.token_M.tolist() == [9, 10, 4]
 
 
 def test_every_proven_family_is_proven_here():

@@ -1,11 +1,12 @@
 """What a forest is, on random sequences: every distinct beginning once, and nothing else."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.forest.plan import plan_forest
-from luthier.forest.tree import build_forest
+from luthier.forest.tree import Forest, build_forest
 from luthier.records import Sequence
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=9).map(tuple)
@@ -13,18 +14,36 @@ TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=9).map(tuple)
 
 @st.composite
 def sequences(draw) -> list[Sequence]:
-    """Short tokens over a small alphabet, so that beginnings meet; some sequences have targets, some none."""
+    """Short tokens over a small alphabet, so that beginnings meet; some have targets or spans to read, some none.
+
+    Where other tokens are wanted than those that stand there, an index may stand several times.
+    """
     made = []
     for tokens in draw(st.lists(TOKENS, min_size=1, max_size=8)):
         positions = st.integers(1, len(tokens) - 1) if len(tokens) > 1 else st.nothing()
         targets = tuple(sorted(draw(st.sets(positions)))) if len(tokens) > 1 else ()
-        made.append(Sequence(tokens, targets, tuple(0.5 + t for t in targets)))
+        wanted = None
+        if draw(st.booleans()):
+            targets = tuple(t for t in targets for _ in range(draw(st.integers(1, 3))))
+            wanted = tuple(draw(st.integers(0, 9)) for _ in targets)
+        weights = tuple(0.5 + m + t for m, t in enumerate(targets))
+        made.append(Sequence(tokens, targets, weights, wanted=wanted, reads=draw(spans(len(tokens)))))
     return made
 
 
+def spans(size: int) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
+    """None, one or two spans of a sequence of `size` tokens; they may overlap."""
+    edges = st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(lambda pair: tuple(sorted(pair)))
+    return st.lists(edges, max_size=2).map(tuple)
+
+
 def read(sequence: Sequence) -> tuple[int, ...]:
-    """Tokens whose hidden state can matter: up to the one before the last target, all where there is none."""
-    return sequence.tokens[: max(sequence.targets)] if sequence.targets else sequence.tokens
+    """Tokens whose hidden state can matter: up to the one before the last target and to the end of the last span.
+
+    All where there is neither.
+    """
+    ends = [*sequence.targets, *(stop for _, stop in sequence.reads)]
+    return sequence.tokens[: max(ends)] if ends else sequence.tokens
 
 
 def beginnings(many: list[Sequence]) -> set[tuple[int, ...]]:
@@ -76,14 +95,27 @@ def test_a_token_sees_itself_and_its_ancestors_only(many):
 @given(many=sequences())
 def test_a_target_is_read_from_the_token_before_it(many):
     forest = build_forest(many)
-    wanted = [
-        (s, t, w) for s, sequence in enumerate(many) for t, w in zip(sequence.targets, sequence.weights, strict=True)
-    ]
-    assert len(forest.row_M) == len(wanted)
-    for m, (s, target, weight) in enumerate(wanted):
-        assert forest.sequence_M[m] == s and forest.weight_M[m] == weight
-        assert forest.token_M[m] == many[s].tokens[target]
-        assert forest.row_M[m] == forest.rows_of(s)[target - 1]
+    assert_targets(forest, many, before=1)
+
+
+def assert_targets(forest: Forest, many: list[Sequence], before: int) -> None:
+    """Targets stand in the order of the sequences; each asks for the wanted token, else for the one that stands there."""
+    listed = [(s, i) for s, sequence in enumerate(many) for i in range(len(sequence.targets))]
+    assert len(forest.row_M) == len(listed)
+    for m, (s, i) in enumerate(listed):
+        sequence = many[s]
+        target = sequence.targets[i]
+        assert forest.sequence_M[m] == s and forest.weight_M[m] == sequence.weights[i]
+        assert forest.token_M[m] == (sequence.tokens[target] if sequence.wanted is None else sequence.wanted[i])
+        assert forest.row_M[m] == forest.rows_of(s)[target - before]
+
+
+@given(many=sequences())
+def test_a_span_is_computed_to_its_end(many):
+    forest = build_forest(many)
+    for s, sequence in enumerate(many):
+        for start, stop in sequence.reads:
+            assert tuple(forest.tokens_N[forest.rows_of(s)[start:stop]]) == sequence.tokens[start:stop]
 
 
 @given(many=sequences())
@@ -102,6 +134,39 @@ def test_nodes_are_a_preorder_tree(many):
             assert parent.end <= node.start and node.subtree_end <= parent.subtree_end
             assert node.depth == parent.depth + parent.end - parent.start
     assert covered == forest.num_tokens
+
+
+@given(many=sequences())
+def test_an_encoders_forest_shares_nothing_and_leaves_nothing_out(many):
+    """Every token of a sequence sees all of that sequence and nothing else; a target is read from its own place."""
+    many = [*many, Sequence((1, 2), (0, 0), (1.0, 2.0), wanted=(3, 0)), many[0]]
+    forest = build_forest(many, causal=False)
+    assert not forest.causal and forest.num_tokens == forest.num_sequence_tokens
+    owner_N = np.full(forest.num_tokens, -1)
+    for s, sequence in enumerate(many):
+        rows = forest.rows_of(s)
+        assert tuple(forest.tokens_N[rows]) == sequence.tokens
+        assert list(forest.positions_N[rows]) == list(range(len(sequence.tokens)))
+        assert (owner_N[rows] == -1).all() and (forest.first_N[rows] == s).all()
+        owner_N[rows] = s
+    assert np.array_equal(forest.visible_NN(), owner_N[:, None] == owner_N[None, :])
+    assert_targets(forest, many, before=0)
+
+
+@pytest.mark.parametrize(
+    ("sequence", "told"),
+    [
+        (lambda: Sequence((1, 2), (1,), ()), "one weight per target"),
+        (lambda: Sequence((1, 2), (1,), (1.0,), wanted=(1, 2)), "one wanted token per target"),
+        (lambda: Sequence((1, 2), (2,), (1.0,)), "a target stands in the sequence"),
+        (lambda: Sequence((1, 2), reads=((1, 1),)), "a span holds tokens"),
+        (lambda: Sequence((1, 2), reads=((0, 3),)), "a span holds tokens"),
+        (lambda: build_forest([Sequence((1, 2), (0,), (1.0,))]), "a target needs a token before it"),
+    ],
+)
+def test_a_sequence_that_cannot_be_is_caught(sequence, told):
+    with pytest.raises(AssertionError, match=told):
+        sequence()
 
 
 @given(many=sequences(), seed=st.randoms(use_true_random=False))

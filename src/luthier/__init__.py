@@ -1,6 +1,7 @@
 """luthier: adapt a language model to your domain, prove it was worth it, serve the result.
 
-`run` a recipe, `train` one of stages, `load` a finished run, `load_recipe` without running it. Nothing heavy is imported before it is used.
+`run` a recipe, `train` one of stages, `load` a finished run, `load_recipe` without running it. Nothing heavy is
+imported before it is used.
 """
 
 from __future__ import annotations
