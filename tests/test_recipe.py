@@ -203,3 +203,49 @@ def test_folding_by_hand():
 @given(st.text(max_size=12))
 def test_folding_twice_changes_nothing(label):
     assert fold_label(fold_label(label)) == fold_label(label)
+
+
+def test_paths_of_stages_are_anchored_and_overridden_ones_are_the_callers(tmp_path, monkeypatch):
+    from luthier.recipe.stages import load_stages
+
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    path = folder / "train.yaml"
+    path.write_text("stages:\n- method: clm\n  data: {train: [a.txt, {path: b/*.txt}], test: hub:some/set}\n")
+    monkeypatch.chdir(tmp_path)
+    rows = load_stages(path).stages[0].data
+    assert [source.path for source in rows.train] == [str(folder / "a.txt"), str(folder / "b/*.txt")]
+    assert rows.test[0].path == "hub:some/set"
+    changed = load_stages(path, ["stages.0.data.train=c.txt", "stages.0.tune.epochs=3"]).stages[0]
+    assert [source.path for source in changed.data.train] == [str(tmp_path / "c.txt")]
+    assert changed.tune.epochs == 3.0
+
+
+def test_a_stage_is_checked_as_strictly_as_the_rest():
+    from luthier.recipe.stages import parse_stages
+
+    values = {
+        "stages": [
+            {"method": "clmx", "data": {"trai": "a.txt"}},
+            {"method": {"kind": "dpo", "bet": 0.2}, "data": {"train": ["b.jsonl"]}, "tune": {"epoch": 3}},
+        ]
+    }
+    with pytest.raises(RecipeError) as error:
+        parse_stages(values)
+    text = str(error.value)
+    for part in (
+        "stages.0.method: there is no 'clmx'; use 'clm',", 'Did you mean "clm"?',
+        "stages.0.data.train: missing; it has no default.", 'stages.0.data.trai: unknown key. Did you mean "train"?',
+        'stages.1.method.dpo.bet: unknown key. Did you mean "beta"?',
+        'stages.1.tune.epoch: unknown key. Did you mean "epochs"?',
+    ):  # fmt: skip
+        assert part in text, text
+    same = [
+        {"method": "sft", "data": {"train": "a.jsonl", "test_share": 0.0}, "start": "merge"},
+        {"method": "sft", "data": {"train": "a.jsonl"}},
+    ]
+    with pytest.raises(RecipeError) as error:
+        parse_stages({"stages": same})
+    assert 'the name "sft" stands twice' in str(error.value)
+    assert "stages.0.data: no rows are held out. Give test, or a test_share above 0." in str(error.value)
+    assert "stages.0.start: the first stage has nothing to merge; leave it at stack." in str(error.value)

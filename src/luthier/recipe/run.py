@@ -270,6 +270,9 @@ def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Se
 
 def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the data paths absolute, relative ones under `folder`."""
+    stages = values.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        anchor_stage(stage, folder)
     data = values.get("data")
     if not isinstance(data, dict):
         return
@@ -286,6 +289,26 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     contamination = corpus.get("contamination")
     if isinstance(contamination, dict) and isinstance(contamination.get("against"), list):
         contamination["against"] = [str(folder / Path(str(path)).expanduser()) for path in contamination["against"]]
+
+
+def anchor_stage(section: object, folder: Path) -> None:
+    """The same for the rows of a stage, or of its tasks: a path, several, or inputs with their own keys."""
+    if not isinstance(section, dict):
+        return
+    for key, value in section.items():
+        if key in ("train", "test"):
+            items = value if isinstance(value, list) else [value]
+            section[key] = [anchored(item, folder) for item in items if item is not None]
+        elif isinstance(value, dict):
+            anchor_stage(value, folder)
+
+
+def anchored(item: Any, folder: Path) -> Any:
+    """A path, or an input's path, made absolute."""
+    if isinstance(item, str):
+        return item if item.startswith("hub:") else str(folder / Path(item).expanduser())
+    anchor(item, "path", folder)
+    return item
 
 
 def anchor(section: object, key: str, folder: Path) -> None:
@@ -305,7 +328,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
         target: Any = values
         *parents, last = dotted.split(".")
         for parent in parents:
-            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+            target = below(target, parent)
         if not isinstance(target, dict):
             problems.append(f'--set {dotted}: "{".".join(parents)}" is not a section.')
             continue
@@ -313,10 +336,24 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        if dotted in PATH_KEYS and value is not None:
-            value = str(Path(text).expanduser().absolute())
+        if is_path(dotted) and isinstance(value, str | list):
+            value = [absolute(item) for item in value] if isinstance(value, list) else absolute(text)
         target[last] = value
     return problems
+
+
+def below(section: Any, key: str) -> Any:
+    """What stands under a key of a section, or at a place of a list; None where neither is."""
+    if isinstance(section, dict):
+        return section.setdefault(key, {})
+    if isinstance(section, list) and key.isdecimal() and int(key) < len(section):
+        return section[int(key)]
+    return None
+
+
+def is_path(dotted: str) -> bool:
+    """Whether a key names files of rows."""
+    return dotted in PATH_KEYS or (dotted.startswith("stages.") and dotted.endswith((".data.train", ".data.test")))
 
 
 def cross_field_problems(recipe: Recipe) -> list[str]:

@@ -13,7 +13,7 @@ from luthier.errors import RecipeError
 from luthier.recipe.base import Part, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, MethodSettings
-from luthier.recipe.run import Cost, Judge, anchor, read_values
+from luthier.recipe.run import Cost, Judge, read_values
 from luthier.recipe.training import Training
 
 TUNES: dict[str, dict[str, Any]] = {method.model_fields["kind"].default: method.tune for method in METHODS}
@@ -104,10 +104,6 @@ class TrainRecipe(Part):
 def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
     """Read a recipe of stages. Paths inside it are relative to its folder. RecipeError names every problem."""
     values, problems = read_values(Path(path), overrides)
-    stages = values.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        if isinstance(stage, dict):
-            anchor_rows(stage.get("data"), Path(path).parent.resolve())
     return parse_stages(values, str(path), problems)
 
 
@@ -142,21 +138,6 @@ def stage_problems(recipe: TrainRecipe) -> list[str]:
         if number == 0 and stage.start != "stack":
             problems.append(f"{where}.start: the first stage has nothing to {stage.start}; leave it at stack.")
     return problems
-
-
-def anchor_rows(data: object, folder: Path) -> None:
-    """Make the paths of a stage's rows absolute, relative ones under `folder`."""
-    if not isinstance(data, dict):
-        return
-    for key in ("train", "test"):
-        value = data.get(key)
-        items = value if isinstance(value, list) else [] if value is None else [value]
-        for index, item in enumerate(items):
-            if isinstance(item, str) and not item.startswith("hub:"):
-                items[index] = str(folder / Path(item).expanduser())
-            anchor(item, "path", folder)
-        if items:
-            data[key] = items
 
 
 def dump_stages(recipe: TrainRecipe) -> str:
