@@ -1,11 +1,13 @@
 """The fused LoRA layer gives PEFT's numbers; rounded products are what they say."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from luthier.adapters.fused import LoraLinear, fits, fuse
+from luthier.adapters.fused import LoraLinears, fits, fuse
 from luthier.errors import ModelError
 from luthier.models import load
 from luthier.runtime import has_fast_bfloat16, products
@@ -23,9 +25,23 @@ class Two(nn.Module):
         return self.down(torch.tanh(self.up(x)))
 
 
-def adapted(seed=0, dtype=torch.float64, **settings):
+class Three(nn.Module):
+    """Query, key and value of one input, named as in transformers' attention; `calls` says which read what."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(12, 20), nn.Linear(12, 8, bias=False), nn.Linear(12, 8)
+        self.calls = "qkv"
+
+    def forward(self, x):
+        outs = [getattr(self, f"{name.lower()}_proj")(x if name.islower() else x.cos()) for name in self.calls]
+        return torch.cat(outs, dim=-1)
+
+
+def adapted(seed=0, dtype=torch.float64, model=Two, **settings):
     torch.manual_seed(seed)
-    wrapper = get_peft_model(Two().to(dtype), LoraConfig(r=3, lora_alpha=7, target_modules=["up", "down"], **settings))
+    targets = ["up", "down"] if model is Two else ["q_proj", "k_proj", "v_proj"]
+    wrapper = get_peft_model(model().to(dtype), LoraConfig(r=3, lora_alpha=7, target_modules=targets, **settings))
     for name, parameter in wrapper.named_parameters():
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, dtype=dtype)
@@ -52,6 +68,46 @@ def test_output_and_gradients_are_those_of_peft():
         torch.testing.assert_close(got[2][name], gradient, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("calls", ["qkv", "vkq", "q", "kv", "qqkv", "qKv", "kQkv", "vqkqq"])
+def test_layers_of_one_input_are_those_of_peft_in_whatever_order_they_are_called(calls):
+    """A capital letter reads another tensor; a layer that is not called gets a gradient of zero, or none."""
+    plain, fused = adapted(model=Three), adapted(model=Three)
+    assert fuse(fused, "float32") == 3
+    x = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for wrapper in (plain, fused):
+        wrapper.base_model.model.calls = calls
+    wanted, got = gradients(plain, x), gradients(fused, x)
+    torch.testing.assert_close(got[0], wanted[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[1], wanted[1], rtol=1e-12, atol=1e-12)
+    for name, gradient in got[2].items():
+        torch.testing.assert_close(gradient, wanted[2].get(name, torch.zeros_like(gradient)), rtol=1e-11, atol=1e-11)
+    assert wanted[2].keys() <= got[2].keys()
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), wanted[0], rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_held_once_every_layer_has_its_result():
+    fused = adapted(model=Three)
+    fuse(fused, "float32")
+    fused(torch.randn(3, 12, dtype=torch.float64))
+    shared = fused.base_model.model.k_proj.forward.shared
+    assert shared.x is None and not shared.ready
+    assert shared is fused.base_model.model.q_proj.forward.shared
+
+
+def test_a_copy_of_the_model_has_layers_of_its_own():
+    fused = adapted(model=Three)
+    fuse(fused, "float32")
+    x = torch.randn(3, 12, dtype=torch.float64)
+    before = fused(x)
+    other = copy.deepcopy(fused)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(fused(x), before)
+    assert float(other(x).detach().abs().max()) == 0
+
+
 def test_gradients_agree_with_finite_differences():
     generator = torch.Generator().manual_seed(2)
     shapes = ((4, 6), (5, 6), (2, 6), (5, 2))
@@ -59,7 +115,7 @@ def test_gradients_agree_with_finite_differences():
     for tensor in (x, a, b):
         tensor.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, a, b: LoraLinear.apply(x, weight, None, a, b, (1.5, "float32")), (x, a, b)
+        lambda x, a, b: LoraLinears.apply(x, ("float32", (1.5,)), weight, None, a, b), (x, a, b)
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from luthier.forest.parts import MASKED, Scores, part_backward, part_forward
-from luthier.forest.plan import Block, Plan
+from luthier.forest.parts import MASKED, Part, Scores, Whole, is_flash, part_backward, part_forward
+from luthier.forest.plan import Block, Cross, Plan
 
 IMPLEMENTATION = "luthier_forest"
 
@@ -58,7 +58,8 @@ def forest_attention(
         out = dense(query, key, value, forest, scores, window, past_key, past_value)
     elif past_key is not None and past_value is not None:
         window = window_if_it_bites(forest, window)
-        out, _ = grouped(query, key, value, forest, scores, window, (past_key, past_value))
+        rows, _ = grouped(query, key, value, forest, scores, window, (past_key, past_value))
+        out = rows.transpose(0, 1)[None]
     else:
         out = GroupedAttention.apply(query, key, value, forest, scores, window_if_it_bites(forest, window))
     return out.transpose(1, 2).contiguous(), None
@@ -125,28 +126,27 @@ def grouped(
     window: int | None,
     past: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [1, H, N, D] and log-sum-exp [1, H, N] by parts; `past` is one more ancestor of every row."""
-    out = torch.empty_like(query)
-    lse = torch.empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
-    groups = query.shape[1] // key.shape[1]
-    for block in plan.blocks:
-        mask = block_mask(block, plan, window, query.dtype)
-        q, k, v = (take(tensor, block) for tensor in (query, key, value))
-        part, part_lse = part_forward(q, expand(k, groups), expand(v, groups), mask, mask is None, scores)
-        put(out, part, block)
-        put(lse, part_lse, block)
+    """Output [N, H, D] and log-sum-exp [N, H] by parts; `past` is one more ancestor of every row."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    q, k, v = (padded(tensor, plan) for tensor in (query, key, value))
+    outs, lses = [], []
+    for i, block in enumerate(plan.blocks):
+        mask = block_mask(block, plan, window)
+        part = Part(plan.cut(q, i, heads), plan.cut(k, i, key_heads), plan.cut(v, i, key_heads), mask, mask is None)
+        part_out, part_lse = part_forward(part, scores)
+        outs.append(part_out.reshape(-1, part_out.shape[-1]))
+        lses.append(part_lse.reshape(-1))
+    place = plan.head_rows(heads).place
+    out = join(outs).index_select(0, place).view(-1, heads, query.shape[-1])
+    lse = join(lses).index_select(0, place).view(-1, heads)
     for cross in plan.crosses:
-        rows, keys = slice(cross.query_start, cross.query_end), slice(cross.key_start, cross.key_end)
-        mask = cross_mask(plan.positions_N[rows], plan.positions_N[keys], window, groups, query.dtype)
-        q = fold(query[:, :, rows], groups)
-        part, part_lse = part_forward(q, key[:, :, keys], value[:, :, keys], mask, False, scores)
-        merge(out[:, :, rows], lse[:, :, rows], unfold(part, groups), part_lse)
+        rows = slice(cross.query_start, cross.query_end)
+        merge(out[rows], lse[rows], *part_forward(cross_part(query, key, value, plan, cross, window), scores))
     if past is not None:
         assert plan.past is not None
         positions = plan.past.positions_P[: past[0].shape[2]]
-        mask = cross_mask(plan.positions_N, positions, window, groups, query.dtype)
-        part, part_lse = part_forward(fold(query, groups), *past, mask, False, scores)
-        merge(out, lse, unfold(part, groups), part_lse)
+        mask = cross_mask(plan.positions_N, positions, window)
+        merge(out, lse, *part_forward(Part(query, *past, mask), scores))
     return out, lse
 
 
@@ -163,6 +163,7 @@ class GroupedAttention(torch.autograd.Function):
     ) -> Tensor:
         """Merged output [1, H, N, D]."""
         out, lse = grouped(query, key, value, plan, scores, window)
+        out = out.transpose(0, 1)[None]
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.scores, ctx.window = plan, scores, window
         return out
@@ -172,79 +173,73 @@ class GroupedAttention(torch.autograd.Function):
         """Gradients for query, key and value."""
         query, key, value, out, lse = ctx.saved_tensors
         plan, scores, window = ctx.plan, ctx.scores, ctx.window
-        groups = query.shape[1] // key.shape[1]
-        grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for block in plan.blocks:
-            mask = block_mask(block, plan, window, query.dtype)
-            q, k, v, o, g = (take(tensor, block) for tensor in (query, key, value, out, grad))
-            part_lse = take(lse, block).contiguous()
-            if not block.whole:  # padding repeats row 0: nothing may flow back from it
-                g = g * block.valid_GT[:, None, :, None]
-                part_lse = part_lse.masked_fill(~block.valid_GT[:, None], -MASKED)
-            dq, dk, dv = part_backward(
-                g, q, expand(k, groups), expand(v, groups), o, part_lse, mask, mask is None, scores
-            )
-            for target, part in zip(grads, (dq, shrink(dk, groups), shrink(dv, groups)), strict=True):
-                put(target, part, block)
+        delta = (grad * out).sum(-1, dtype=lse.dtype)[0].T
+        grads = block_gradients(ctx, grad, delta)
         for cross in plan.crosses:
             rows, keys = slice(cross.query_start, cross.query_end), slice(cross.key_start, cross.key_end)
-            mask = cross_mask(plan.positions_N[rows], plan.positions_N[keys], window, groups, query.dtype)
-            q, o, g = (fold(tensor[:, :, rows], groups) for tensor in (query, out, grad))
-            part_lse = lse[:, :, rows].reshape(q.shape[:3])
-            dq, dk, dv = part_backward(g, q, key[:, :, keys], value[:, :, keys], o, part_lse, mask, False, scores)
-            grads[0][:, :, rows] += unfold(dq, groups)
-            grads[1][:, :, keys] += dk
-            grads[2][:, :, keys] += dv
-        return grads[0], grads[1], grads[2], None, None, None
+            whole = Whole(grad[:, :, rows], out[:, :, rows], lse[rows].T[None], delta[rows].T[None])
+            parts = part_backward(cross_part(query, key, value, plan, cross, window), whole, scores)
+            for target, part, span in zip(grads, parts, (rows, keys, keys), strict=True):
+                target[span].add_(part[0].transpose(0, 1))
+        dq, dk, dv = (tensor.transpose(0, 1)[None] for tensor in grads)
+        return dq, dk, dv, None, None, None
+
+
+def block_gradients(ctx: Any, grad: Tensor, delta: Tensor) -> list[Tensor]:
+    """Gradients [N, H or K, D] that flow through the blocks: for query, key and value."""
+    query, key, value, out, lse = ctx.saved_tensors
+    plan, scores = ctx.plan, ctx.scores
+    heads, key_heads = query.shape[1], key.shape[1]
+    q, k, v, g = (padded(tensor, plan) for tensor in (query, key, value, grad))
+    lse, delta = (tensor.reshape(-1).index_select(0, plan.head_rows(heads).rows) for tensor in (lse, delta))
+    found: list[list[Tensor]] = [[], [], []]
+    for i, block in enumerate(plan.blocks):
+        mask = block_mask(block, plan, ctx.window)
+        part = Part(plan.cut(q, i, heads), plan.cut(k, i, key_heads), plan.cut(v, i, key_heads), mask, mask is None)
+        part_lse = plan.cut(lse, i, heads)
+        if not block.whole:  # padding repeats row 0: nothing may flow back from it
+            part_lse = part_lse.masked_fill(~block.valid_GT[:, None], -MASKED)
+        is_needed = is_flash(query, part.key.shape[2], scores)
+        part_out = plan.cut(padded(out, plan), i, heads) if is_needed else None
+        whole = Whole(plan.cut(g, i, heads), part_out, part_lse, plan.cut(delta, i, heads))
+        for pieces, piece in zip(found, part_backward(part, whole, scores), strict=True):
+            pieces.append(piece.reshape(-1, piece.shape[-1]))
+    counts = (heads, key_heads, key_heads)
+    return [
+        join(pieces).index_select(0, plan.head_rows(count).place).view(-1, count, query.shape[-1])
+        for pieces, count in zip(found, counts, strict=True)
+    ]
+
+
+def padded(tensor: Tensor, plan: Plan) -> Tensor:
+    """[1, H, N, D] -> the head rows of all blocks, padding included, one after another: [X, D]."""
+    heads = tensor.shape[1]
+    rows = tensor[0].transpose(0, 1).reshape(-1, tensor.shape[-1])
+    return rows.index_select(0, plan.head_rows(heads).rows)
+
+
+def join(pieces: list[Tensor]) -> Tensor:
+    """One tensor of the pieces; no copy of a single one."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def cross_part(query: Tensor, key: Tensor, value: Tensor, plan: Plan, cross: Cross, window: int | None) -> Part:
+    """An ancestor's keys under all of its descendants' queries."""
+    rows, keys = slice(cross.query_start, cross.query_end), slice(cross.key_start, cross.key_end)
+    mask = cross_mask(plan.positions_N[rows], plan.positions_N[keys], window)
+    return Part(query[:, :, rows], key[:, :, keys], value[:, :, keys], mask)
 
 
 def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Fold one more part into output and log-sum-exp, in place."""
-    part_lse = part_lse.reshape(lse.shape)
+    """Fold one more part [1, H, Q, D], [1, H, Q] into output [Q, H, D] and log-sum-exp [Q, H], in place."""
+    part, part_lse = part[0].transpose(0, 1), part_lse[0].T
     total = torch.logaddexp(lse, part_lse)
     out.mul_(torch.exp(lse - total).unsqueeze(-1).to(out.dtype))
-    out.add_(part * torch.exp(part_lse - total).unsqueeze(-1).to(out.dtype))
+    out.addcmul_(part, torch.exp(part_lse - total).unsqueeze(-1).to(out.dtype))
     lse.copy_(total)
 
 
-def take(tensor: Tensor, block: Block) -> Tensor:
-    """Rows of a block: [1, H, N, ...] -> [G, H, T, ...].
-
-    Gathered along N first: transformers lays [1, H, N, D] out with the heads of a token side by side, so a row is one
-    run of memory.
-    """
-    return tensor[0].transpose(0, 1)[block.index_GT].transpose(1, 2)
-
-
-def put(target: Tensor, part: Tensor, block: Block) -> None:
-    """The inverse of `take`, real rows only. Each row of a forest stands in exactly one block."""
-    rows = part.transpose(1, 2).flatten(0, 1)
-    target[0].transpose(0, 1)[block.row_P] = rows if block.whole else rows[block.place_P]
-
-
-def expand(tensor: Tensor, groups: int) -> Tensor:
-    """Key/value heads repeated for their query heads: [B, K, ...] -> [B, K * groups, ...]."""
-    return tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor
-
-
-def shrink(tensor: Tensor, groups: int) -> Tensor:
-    """Gradient of `expand`: sums over the query heads that share a key head."""
-    return tensor.unflatten(1, (-1, groups)).sum(2) if groups > 1 else tensor
-
-
-def fold(tensor: Tensor, groups: int) -> Tensor:
-    """Query heads of one key head side by side as more queries: [1, K * groups, Q, D] -> [1, K, groups * Q, D]."""
-    batch, heads, rows, width = tensor.shape
-    return tensor.reshape(batch, heads // groups, groups * rows, width)
-
-
-def unfold(tensor: Tensor, groups: int) -> Tensor:
-    """The inverse of `fold`."""
-    batch, heads, rows, width = tensor.shape
-    return tensor.reshape(batch, heads * groups, rows // groups, width)
-
-
-def block_mask(block: Block, plan: Plan, window: int | None, dtype: torch.dtype) -> Tensor | None:
+def block_mask(block: Block, plan: Plan, window: int | None) -> Tensor | None:
     """The additive mask of a block, sliding window included; None for a plain causal run."""
     mask = block.mask_G1TT
     if window is not None:
@@ -256,14 +251,12 @@ def block_mask(block: Block, plan: Plan, window: int | None, dtype: torch.dtype)
             mask = torch.zeros(1, 1, 1, 1, device=far.device)
         diagonal = torch.eye(positions.shape[1], dtype=torch.bool, device=far.device)
         mask = (mask + far[:, None] * MASKED).masked_fill(diagonal, 0.0)  # padding sees itself, so no row is blind
-    return None if mask is None else mask.to(dtype)
+    return mask
 
 
-def cross_mask(queries: Tensor, keys: Tensor, window: int | None, groups: int, dtype: torch.dtype) -> Tensor | None:
-    """Keys out of the sliding window, by positions, for folded queries [1, 1, groups * Q, J]; None where none is."""
+def cross_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor | None:
+    """Keys out of the sliding window, by positions, [1, 1, Q, J]; None where none is."""
     if window is None:
         return None
     far = queries[:, None] - keys[None, :] >= window
-    if not bool(far.any()):
-        return None
-    return (far.to(dtype) * MASKED).repeat(groups, 1)[None, None]
+    return (far.float() * MASKED)[None, None] if bool(far.any()) else None

@@ -25,15 +25,13 @@ PADDING_SHARE = 0.25  # blocks are batched together while padding stays under th
 class Block:
     """G subtrees of at most T tokens. index_GT: forest rows, padding repeats row 0; valid_GT: which are real.
 
-    row_P: the P real forest rows; place_P: where they stand among the G * T. `whole`: there is no padding.
+    `whole`: there is no padding.
     mask_G1TT is additive and None for plain causal runs (padding stands at the end, where nobody looks).
     """
 
     index_GT: Tensor
     valid_GT: Tensor
     mask_G1TT: Tensor | None
-    row_P: Tensor
-    place_P: Tensor
     whole: bool
 
 
@@ -63,6 +61,18 @@ class Past:
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """Where the heads of the forest's rows stand in the blocks, for tensors with one head row per row and head.
+
+    `rows`: the head row n * H + h of every padded place; the places are those of the first block [G, H, T], then
+    those of the next. `place`: the place of every head row, [N * H].
+    """
+
+    rows: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the attention function needs to know of a forest. `dense` holds the whole mask instead of parts."""
 
@@ -71,11 +81,36 @@ class Plan:
     crosses: tuple[Cross, ...]
     dense_NN: Tensor | None = None
     past: Past | None = None
+    known_head_rows: dict[int, HeadRows] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:
         """Rows of this pass."""
         return len(self.positions_N)
+
+    def head_rows(self, heads: int) -> HeadRows:
+        """The head rows of the blocks; worked out once for each number of heads."""
+        if heads not in self.known_head_rows:
+            self.known_head_rows[heads] = head_rows(self.blocks, heads)
+        return self.known_head_rows[heads]
+
+    def cut(self, places: Tensor, index: int, heads: int) -> Tensor:
+        """Block `index` of a tensor that has one row per padded place of every head: [G, H, T, ...]."""
+        sizes = [block.index_GT.numel() * heads for block in self.blocks[: index + 1]]
+        groups, length = self.blocks[index].index_GT.shape
+        return places[sum(sizes[:-1]) : sum(sizes)].unflatten(0, (groups, heads, length))
+
+
+def head_rows(blocks: tuple[Block, ...], heads: int) -> HeadRows:
+    """The head rows of all blocks, and where each real one is found."""
+    device = blocks[0].index_GT.device
+    head_H = torch.arange(heads, device=device)[:, None]
+    rows = torch.cat([(block.index_GT[:, None] * heads + head_H).flatten() for block in blocks])
+    is_real = torch.cat([block.valid_GT[:, None].expand(-1, heads, -1).flatten() for block in blocks])
+    places = torch.nonzero(is_real).flatten()
+    place = torch.empty_like(places)
+    place[rows[places]] = places
+    return HeadRows(rows, place)
 
 
 def plan_forest(
@@ -150,10 +185,8 @@ def make_block(forest: Forest, group: list[tuple[Node, int]], device: torch.devi
         fill_visible(forest.nodes, group, inside, visible)
         visible[:, offsets, offsets] = True
         mask = torch.from_numpy(np.where(visible, 0.0, MASKED)[:, None]).to(device, torch.float32)
-    place = np.flatnonzero(valid)
-    arrays = (torch.from_numpy(array).to(device) for array in (index, valid, index.reshape(-1)[place], place))
-    index_GT, valid_GT, row_P, place_P = arrays
-    return Block(index_GT, valid_GT, mask, row_P, place_P, bool(valid.all()))
+    index_GT, valid_GT = (torch.from_numpy(array).to(device) for array in (index, valid))
+    return Block(index_GT, valid_GT, mask, bool(valid.all()))
 
 
 def fill_visible(
