@@ -1,6 +1,6 @@
 """Writes docs/reference/ from the recipe's models and the command tree.
 
-python docs/generate.py          writes recipe.md and commands.md
+python docs/generate.py          writes recipe.md, stages.md and commands.md
 python docs/generate.py --check  exits 1 where a page is not what would be written
 """
 
@@ -18,6 +18,9 @@ from pydantic.fields import FieldInfo
 
 from luthier.cli.main import app
 from luthier.recipe import Recipe
+from luthier.recipe.methods import METHODS
+from luthier.recipe.methods.base import MethodPart
+from luthier.recipe.stages import TrainRecipe
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code. Do not edit; run `python docs/generate.py`. -->"
@@ -27,7 +30,7 @@ BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "
 
 def main() -> None:
     """Write the pages, or with --check compare them."""
-    pages = {"recipe.md": recipe_page(), "commands.md": commands_page()}
+    pages = {"recipe.md": recipe_page(), "stages.md": stages_page(), "commands.md": commands_page()}
     if "--check" not in sys.argv[1:]:
         REFERENCE.mkdir(exist_ok=True)
         for name, text in pages.items():
@@ -59,12 +62,63 @@ def recipe_page() -> str:
         "prints the recipe with all defaults. Keys without a default have to be given.",
     ]
     for path, part in sections(Recipe):
-        title = f"`{path}`" if path else "Top level"
-        about = " ".join((part.__doc__ or "").split())
-        lines += ["", f"## {title}", "", about, ""]
-        lines += ["| key | type | default | what it is |", "|---|---|---|---|"]
-        lines += [key_row(path, key, field) for key, field in part.model_fields.items()]
+        lines += section_lines(f"`{path}`" if path else "Top level", part, path)
     return "\n".join(lines) + "\n"
+
+
+def stages_page() -> str:
+    """Every key of a recipe of stages, and every method with its own keys."""
+    lines = [
+        NOTE,
+        "# Reference of the stage recipe",
+        "",
+        "What `luthier train` reads; [stages.md](../stages.md) explains it. Unknown keys are errors. Paths in it are",
+        "relative to its folder. Every key can be set on the command line: `--set stages.0.tune.epochs=2`.",
+        "`luthier train recipe.yaml --dry-run` prints the recipe with all defaults. Keys without a default have to be",
+        "given; a section that may be left out says `nothing`.",
+    ]
+    first: dict[type[BaseModel], str] = {}
+    for path, part in sections(TrainRecipe):
+        first.setdefault(part, path)
+    for path, part in sections(TrainRecipe):
+        if first[part] == path:
+            lines += section_lines(f"`{path}`" if path else "Top level", part, path, first=first)
+    lines += [
+        "",
+        "## Methods",
+        "",
+        "What stands under `method` beside its `kind`. A method without keys of its own, or",
+    ]
+    lines += ["with its defaults, may be given by its name alone: `method: dpo`."]
+    for method in METHODS:
+        kind = str(method.model_fields["kind"].default)
+        lines += section_lines(f"`{kind}`", method, "", hidden=("kind",), level="###")
+        lines += tune_lines(method)
+    return "\n".join(lines) + "\n"
+
+
+def section_lines(
+    title: str,
+    part: type[BaseModel],
+    path: str,
+    hidden: tuple[str, ...] = (),
+    level: str = "##",
+    first: dict[type[BaseModel], str] | None = None,
+) -> list[str]:
+    """Heading, meaning and keys of a section. `first` knows where a section of the same keys stands already."""
+    lines = ["", f"{level} {title}", "", " ".join((part.__doc__ or "").split())]
+    fields = {key: field for key, field in part.model_fields.items() if key not in hidden}
+    if fields:
+        lines += ["", "| key | type | default | what it is |", "|---|---|---|---|"]
+        lines += [key_row(path, key, field, first or {}) for key, field in fields.items()]
+    return lines
+
+
+def tune_lines(method: type[MethodPart]) -> list[str]:
+    """The defaults of `tune` that suit a method better than the general ones."""
+    if not method.tune:
+        return []
+    return ["", f"`tune` defaults: {', '.join(f'`{key}: {value:g}`' for key, value in method.tune.items())}."]
 
 
 def sections(part: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -76,9 +130,9 @@ def sections(part: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section behind a key: alone, in a list, or where it may be left out."""
+    """The section behind a key: alone, in a list, or where it may be left out. Methods have sections of their own."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return None if issubclass(annotation, MethodPart) else annotation
     found = [section_in(inner) for inner in get_args(annotation) if inner is not type(None)]
     return next((one for one in found if one is not None), None)
 
@@ -88,13 +142,13 @@ def joined(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def key_row(path: str, key: str, field: FieldInfo) -> str:
-    """The table row of one key."""
+def key_row(path: str, key: str, field: FieldInfo, first: dict[type[BaseModel], str]) -> str:
+    """The table row of one key; a section's leads to where its keys stand."""
     name = joined(path, key)
-    if section_in(field.annotation) is not None:
-        many = "list of sections" if get_origin(field.annotation) is list else "section"
+    if (inner := section_in(field.annotation)) is not None:
+        many = {list: "list of sections", dict: "sections by name"}.get(get_origin(field.annotation), "section")
         default = "**required**" if field.is_required() else "nothing" if field.default is None else ""
-        cells = [f"[`{name}`](#{name.replace('.', '')})", many, default]
+        cells = [f"[`{name}`](#{first.get(inner, name).replace('.', '')})", many, default]
     else:
         cells = [f"`{name}`", type_words(field.annotation, field.metadata), default_words(field)]
     return row([*cells, field.description or ""])
@@ -106,6 +160,8 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
     if origin is Annotated:
         inner, *extra = arguments
         return type_words(inner, [limit for item in extra for limit in getattr(item, "metadata", [item])])
+    if is_method(annotation):
+        return "[a method](#methods)" + (" or nothing" if type(None) in arguments else "")
     if origin is Literal:
         words = " or ".join(f"`{value}`" for value in arguments)
     elif origin in (Union, types.UnionType):
@@ -117,6 +173,13 @@ def type_words(annotation: Any, metadata: Any = ()) -> str:
     else:
         words = SIMPLE[annotation]
     return ", ".join([words, *limits(metadata, origin is list, annotation is str)])
+
+
+def is_method(annotation: Any) -> bool:
+    """Whether a key names a method with its keys."""
+    if isinstance(annotation, type):
+        return issubclass(annotation, MethodPart)
+    return any(is_method(inner) for inner in get_args(annotation) if isinstance(inner, type) or get_args(inner))
 
 
 def limits(metadata: Any, is_list: bool, is_text: bool) -> Iterator[str]:

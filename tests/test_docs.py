@@ -12,6 +12,8 @@ from pydantic import BaseModel
 
 from luthier.cli.main import app
 from luthier.recipe import Recipe
+from luthier.recipe.methods import METHODS
+from luthier.recipe.stages import Stage, TrainRecipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -46,6 +48,7 @@ def test_reference_is_current():
     generator = load_generator()
     stale = "run `python docs/generate.py`"
     assert generator.stored(generator.REFERENCE / "recipe.md") == generator.recipe_page(), stale
+    assert generator.stored(generator.REFERENCE / "stages.md") == generator.stages_page(), stale
     assert generator.stored(generator.REFERENCE / "commands.md") == generator.commands_page(), stale
 
 
@@ -84,6 +87,19 @@ def test_every_recipe_key_is_in_the_reference():
     assert [key for key in keys if f"`{key}`" not in page] == []
 
 
+def test_every_key_and_method_of_the_stage_recipe_is_in_the_reference():
+    page = (ROOT / "docs" / "reference" / "stages.md").read_text()
+    keys = {"seed", "stages.start", "stages.data.train", "stages.tune.adapter.rank", "stages.keep.penalty"}
+    assert [key for key in keys if f"`{key}`" not in page] == []
+    parts = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert set(parts) == {method.model_fields["kind"].default for method in METHODS}
+    for method in METHODS:
+        text = parts[method.model_fields["kind"].default]
+        for key, field in method.model_fields.items():
+            assert key == "kind" or (f"| `{key}` |" in text and field.description)
+        assert all(f"`{key}: {value:g}`" in text for key, value in method.tune.items())
+
+
 def test_every_recipe_key_has_a_description():
     def undescribed(part: type[BaseModel], path: str):
         for key, field in part.model_fields.items():
@@ -92,7 +108,7 @@ def test_every_recipe_key_has_a_description():
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 yield from undescribed(field.annotation, f"{path}{key}.")
 
-    assert list(undescribed(Recipe, "")) == []
+    assert [*undescribed(Recipe, ""), *undescribed(TrainRecipe, ""), *undescribed(Stage, "stages.")] == []
 
 
 def leaves(command=None, words: tuple[str, ...] = ()):

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "luthier"
 # count. The modules of the ground floor may import each other.
 FLOORS = (
     ("errors", "files", "progress", "recipe", "records", "run_folder", "runtime", "signals", "stopped"),
-    ("adapters", "corpus", "forest", "prompts", "report"),
+    ("adapters", "corpus", "forest", "kernels", "prompts", "report"),
     ("methods", "models", "generation"),
     ("training", "peek"),
     ("evaluation", "synthetic"),
@@ -24,6 +24,7 @@ FLOORS = (
 )
 # Said apart from the floors, so that moving a package up does not lift it in silence.
 KNOWS_NOTHING_OF = {
+    "kernels": {"models", "methods", "training", "evaluation", "prompts", "corpus", "files", "recipe"},
     "forest": {"models", "methods", "training", "evaluation", "prompts", "corpus"},
     "models": {"methods", "training", "evaluation", "prompts", "corpus"},
     "prompts": {"models", "methods", "training", "evaluation", "forest", "corpus"},

@@ -68,6 +68,15 @@ def describe_prompt(prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, t
     }
 
 
+def is_of_stages(run: str | Path) -> bool:
+    """Whether a folder holds a finished run of `luthier train`; its heads are loaded by `luthier.stages.load_head`."""
+    try:
+        result = json.loads((Path(run) / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(result, dict) and isinstance(result.get("stages"), list)
+
+
 def load(run: str | Path, attention: str = "auto") -> Predictor:
     """The predictor of a finished run folder (or of its adapter folder).
 

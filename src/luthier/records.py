@@ -95,6 +95,10 @@ class Instruction:
     source: Source
 
 
+# how an instruction is written out with hash headings: one spelling for prepared data and for training
+INSTRUCTION_HEADING, CONTEXT_HEADING, RESPONSE_HEADING = "### Instruction:\n", "### Context:\n", "### Response:\n"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Turns that wait for an answer; the last is the user's."""
@@ -176,7 +180,8 @@ class Sequence:
     `targets` are indices into `tokens`: in a causal model (each >= 1) the token at that index is predicted from the
     ones before it, in an encoder from its own place. `weights` has one number per target. `wanted` names the token
     each target asks for, where that is not the one that stands there (a masked word, a teacher's other candidates);
-    an index may then stand several times.
+    an index may then stand several times. `temperatures` divides the logits of each target's distribution, where that
+    is not 1 for all.
 
     `reads` are spans (start, stop): a head reads the mean hidden state over each. `group` names the row (example)
     the sequence belongs to, and `role` tells the sequences of one row apart (a candidate label's index, 0 chosen and
@@ -190,10 +195,12 @@ class Sequence:
     role: int = 0
     wanted: tuple[int, ...] | None = None
     reads: tuple[tuple[int, int], ...] = ()
+    temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.targets) == len(self.weights), "one weight per target"
         assert self.wanted is None or len(self.wanted) == len(self.targets), "one wanted token per target"
+        assert self.temperatures is None or len(self.temperatures) == len(self.targets), "one temperature per target"
         assert all(0 <= index < len(self.tokens) for index in self.targets), "a target stands in the sequence"
         assert all(0 <= start < stop <= len(self.tokens) for start, stop in self.reads), "a span holds tokens"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from luthier.peek import ledger_values, marked_parts
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Recipe, dump_recipe
 from luthier.records import Labelled, Outcome
-from luthier.runtime import num_threads
+from luthier.runtime import machine_values
 
 if TYPE_CHECKING:
     from luthier.models import LoadedModel
@@ -225,25 +223,9 @@ def mistakes(value: dict[str, Any], test: tuple[Labelled, ...], labels: list[str
 
 def environment(prepared: Prepared, backend: str, precision: str) -> dict[str, str]:
     """Versions, hardware and hashes that the figures depend on."""
-    packages = ("luthier", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "bm25s", "numpy")
     return {
-        **{name: metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": processor_name(),
-        "threads": str(num_threads()),
+        **machine_values(),
         "attention": backend,
         "precision": precision,
         "data hash": data_hash(prepared)[:16],
     }
-
-
-def processor_name() -> str:
-    """The processor's own name on Linux, else what Python knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"

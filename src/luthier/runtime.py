@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,29 @@ def peak_memory_bytes() -> int:
 def num_threads() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_values() -> dict[str, str]:
+    """Versions and hardware that a run's figures depend on."""
+    packages = ("luthier", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "bm25s", "numpy")
+    return {
+        **{name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "threads": str(num_threads()),
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name on Linux, else what Python knows."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
 
 
 def set_up_torch() -> None:

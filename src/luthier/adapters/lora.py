@@ -32,7 +32,7 @@ def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_folder: Path) -
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
         fan_in_fan_out=transposed,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else None,  # type: ignore[operator]
         base_model_name_or_path=str(base_folder),
     )
     state = torch.random.get_rng_state()

@@ -21,6 +21,9 @@ from luthier.files import write_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 A, B = "lora_A.weight", "lora_B.weight"
+# settings of PEFT under which an adapter is more than B A, or not the same in all layers
+SPECIAL = ("use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "layers_to_transform",
+           "layer_replication", "trainable_token_indices", "target_parameters")  # fmt: skip
 
 
 def joined_lora(lower: Path, upper: Path, target: Path) -> None:
@@ -36,7 +39,8 @@ def joined_lora(lower: Path, upper: Path, target: Path) -> None:
         state[f"{layer}.{B}"] = torch.cat([b for _, b in parts], dim=1).contiguous()
     targets = sorted({layer.rpartition(".")[2] for layer in state_layers(state)})
     save_file(state, str(target / WEIGHTS), metadata={"format": "pt"})
-    write_json(target / CONFIG, {**configs[1], "r": sum(ranks), "lora_alpha": sum(ranks), "target_modules": targets})
+    joint = {"r": sum(ranks), "lora_alpha": sum(ranks), "use_rslora": False, "target_modules": targets}
+    write_json(target / CONFIG, {**configs[1], **joint})
 
 
 def state_layers(state: dict[str, Tensor]) -> set[str]:
@@ -47,8 +51,7 @@ def state_layers(state: dict[str, Tensor]) -> set[str]:
 def read_config(folder: Path) -> dict[str, Any]:
     """An adapter's configuration; ModelError where it is no plain LoRA, whose updates would not just add."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    special = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "bias") if config.get(name) not in
-               (None, False, {}, "none")]  # fmt: skip
+    special = [name for name in SPECIAL if config.get(name) not in (None, False, {}, [], "none")]
     if config.get("peft_type") != "LORA" or special:
         kind = ", ".join(special) or str(config.get("peft_type"))
         raise ModelError(f"{folder}: an adapter with {kind} cannot be stacked. Set start: merge for the next stage.")

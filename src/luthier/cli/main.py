@@ -100,17 +100,75 @@ def predict_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Label texts with the adapter of a run, with probabilities."""
+    """Label texts with the adapter of a run, with probabilities; grades, numbers and tags too, by a stage's head."""
     from luthier.cli.texts import read_texts
-    from luthier.predictor import load
+    from luthier.predictor import is_of_stages, load
 
     texts = read_texts(text or [], file)
+    if is_of_stages(run_folder):
+        print_heads(run_folder, texts, as_json)
+        return
     answers = load(run_folder).predict(texts)
     if as_json:
         typer.echo(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False))
         return
     for answer in answers:
         typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
+
+
+def print_heads(run_folder: Path, texts: list[str], as_json: bool) -> None:
+    """What the head of a run of stages says: one line a text, the answer before the text."""
+    from luthier.stages import load_head
+
+    answers = load_head(run_folder).predict(texts)
+    if as_json:
+        told = [{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)]
+        typer.echo(json.dumps(told, ensure_ascii=False))
+        return
+    for text, answer in zip(texts, answers, strict=True):
+        value = next(iter(answer.values()))  # the label, the labels, the number or the tags
+        shown = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
+        typer.echo(f"{shown}\t{text}")
+
+
+@app.command("answer")
+def answer_command(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished run of stages.", show_default=False)
+    ],
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to answer. May be given again.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False)
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Which stage to ask; by default the last.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Which task of a stage that learnt several.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 writes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws, where the temperature is above 0.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Let the model that `luthier train` left answer texts, asked as it was trained."""
+    from luthier.cli.texts import read_texts
+
+    texts = read_texts(text or [], file, "answer")
+    from luthier.generation.sampling import Sampling
+    from luthier.stages import load
+
+    replies = load(run_folder, stage, task).answer(texts, max_tokens, Sampling(temperature, seed=seed))
+    if as_json:
+        told = [
+            {"text": asked, "answer": r.text, "finished": r.finished} for asked, r in zip(texts, replies, strict=True)
+        ]
+        typer.echo(json.dumps(told, ensure_ascii=False))
+        return
+    for reply in replies:
+        typer.echo(reply.text + ("" if reply.finished else " [...]"))
 
 
 @models_app.command("list")

@@ -194,17 +194,24 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
         table.add_row(
             stage["name"],
             stage["primary_metric"].replace("_", " "),
-            f"{found['before']['value']:.4g}",
-            f"{found['after']['value']:.4g}",
-            f"{found['change']['value']:+.4g}",
-            f"{found['change']['low']:+.4g} to {found['change']['high']:+.4g}",
+            measured(found["before"]["value"]),
+            measured(found["after"]["value"]),
+            measured(found["change"]["value"], "+"),
+            f"{measured(found['change']['low'], '+')} to {measured(found['change']['high'], '+')}",
             f"{found['n']}",
         )
     console.print(f"\n{result['name']}\n")
     console.print(table)
     console.print(f"\n{result['verdict']}\n", markup=False)
+    console.print(f"Page:    {folder / 'report.html'}", markup=False, soft_wrap=True)
     console.print(f"Adapter: {result['adapter']}", markup=False, soft_wrap=True)
-    console.print(f"Figures: {folder / 'result.json'}", markup=False, soft_wrap=True)
+    if result["stages"][-1]["name"] in result["writes"]:
+        console.print(f'Ask it:  luthier answer {folder} --text "..."', markup=False, soft_wrap=True)
+
+
+def measured(value: float | None, sign: str = "") -> str:
+    """Four digits of a figure; a dash for one that could not be measured."""
+    return "–" if value is None else f"{value:{sign}.4g}"
 
 
 def print_peek(found: dict[str, Any]) -> None:

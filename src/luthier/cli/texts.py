@@ -8,8 +8,8 @@ from pathlib import Path
 from luthier.errors import DataError
 
 
-def read_texts(texts: list[str], file: Path | None) -> list[str]:
-    """The texts to label; DataError where there are none."""
+def read_texts(texts: list[str], file: Path | None, to_do: str = "label") -> list[str]:
+    """The texts to label or answer; DataError where there are none."""
     found = list(texts)
     if file is not None:
         try:
@@ -20,5 +20,5 @@ def read_texts(texts: list[str], file: Path | None) -> list[str]:
             raise DataError(f"{file}: cannot be read as UTF-8 text ({error}).") from error
         found += [line.strip() for line in content.splitlines() if line.strip()]
     if not found:
-        raise DataError("nothing to label: give --text, or --file with one text a line.")
+        raise DataError(f"nothing to {to_do}: give --text, or --file with one text a line.")
     return found

@@ -94,7 +94,7 @@ def read_file(
         for document in read_documents(path, limits.file_bytes, name):
             yield document if isinstance(document, Unreadable) else with_licence(document, source.licence)
         return
-    if reading.shape == CONLL:
+    if reading.shape == CONLL and ending_of(path) not in TABLE_ENDINGS:
         for sentence in read_conll(read_lines(path, limits.line_bytes), name):
             yield sentence if isinstance(sentence, Unreadable) else with_licence(sentence, source.licence)
         return

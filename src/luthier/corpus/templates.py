@@ -24,7 +24,17 @@ from jinja2.visitor import NodeTransformer
 
 from luthier.corpus.lines import Problem
 from luthier.errors import DataError
-from luthier.records import Completion, Conversation, Instruction, Message, Record, Source
+from luthier.records import (
+    CONTEXT_HEADING,
+    INSTRUCTION_HEADING,
+    RESPONSE_HEADING,
+    Completion,
+    Conversation,
+    Instruction,
+    Message,
+    Record,
+    Source,
+)
 
 MAX_CHARS = 1_000_000
 MAX_TEMPLATE_CHARS = 100_000
@@ -34,9 +44,9 @@ MAX_COUNT = 10_000  # of any number given to a filter: a width, a number of colu
 FILE_NAME = "<template>"
 
 HASH_PROMPT = (
-    "### Instruction:\n{{ instruction }}\n\n"
-    "{% if context.strip() %}### Context:\n{{ context }}\n\n{% endif %}"
-    "### Response:\n"
+    f"{INSTRUCTION_HEADING}{{{{ instruction }}}}\n\n"
+    f"{{% if context.strip() %}}{CONTEXT_HEADING}{{{{ context }}}}\n\n{{% endif %}}"
+    f"{RESPONSE_HEADING}"
 )
 HASH_COMPLETION = "{{ response }}"
 

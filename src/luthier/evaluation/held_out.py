@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from luthier.evaluation.statistics import sign_flip_p
 from luthier.methods.base import Example, Objective, split_by_tokens
 from luthier.training.learner import Learner
+from luthier.training.loop import annotated
 
+CHUNK_NUMBERS = 4_000_000  # counts that are drawn at once: 32 MB
 Floats = NDArray[np.float64]
 Figures = dict[str, tuple[Floats, Floats]]
 
@@ -44,6 +46,7 @@ def score_rows(
     Numbers are those of the learner as it is; it is put into evaluation mode.
     """
     learner.eval()
+    examples, _ = annotated(learner, objective, examples, max_tokens)
     place = {id(example): i for i, example in enumerate(examples)}
     found: Figures = {}
     done = 0
@@ -106,10 +109,13 @@ def resampled_ratios(pairs: ManyOf[tuple[Floats, Floats]], resamples: int, seed:
     """Ratios [C] of each pair over the same draws of groups with replacement."""
     rng = np.random.default_rng(seed)
     size = len(pairs[0][0])
+    if not size:
+        return [np.full(resamples, np.nan) for _ in pairs]
     columns = np.stack([column for pair in pairs for column in pair], axis=1)  # G x 2 pairs
+    most = max(1, CHUNK_NUMBERS // size)
     sums = np.concatenate(
-        [rng.multinomial(size, np.full(size, 1 / size), size=min(500, resamples - c)) @ columns
-         for c in range(0, resamples, 500)]
+        [rng.multinomial(size, np.full(size, 1 / size), size=min(most, resamples - c)) @ columns
+         for c in range(0, resamples, most)]
     )  # fmt: skip
     with np.errstate(invalid="ignore", divide="ignore"):
         return [sums[:, 2 * i] / sums[:, 2 * i + 1] for i in range(len(pairs))]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.forest.attention import IMPLEMENTATION, register
+from luthier.forest.encoders import encoder_hidden_states, is_encoder, masked_head
 from luthier.forest.head import target_logprobs
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import Forest
@@ -36,12 +39,13 @@ BACKENDS = ("grouped", "dense", "padded")
 
 @dataclass(frozen=True)
 class Head:
-    """The output head of a causal model: logits = cap(scale * (hidden @ weight.T + bias))."""
+    """The output head: logits = cap(scale * (transform(hidden) @ weight.T + bias)); only encoders have a transform."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
-    softcap: float | None
-    scale: float
+    softcap: float | None = None
+    scale: float = 1.0
+    transform: Callable[[Tensor], Tensor] | None = None
 
 
 def choose_backend(model: nn.Module, wanted: str = "auto") -> tuple[str, str | None]:
@@ -65,8 +69,11 @@ def choose_backend(model: nn.Module, wanted: str = "auto") -> tuple[str, str | N
 def set_backend(model: nn.Module, backend: str) -> None:
     """Switch a transformers model's attention to the forest, or back to the family's own for the padded path.
 
-    SDPA knows no soft cap, so a capped family runs eager there.
+    SDPA knows no soft cap, so a capped family runs eager there. Families of encoders with attention of their own kind
+    (relative positions) keep it.
     """
+    if backend == "padded" and not getattr(model, "_supports_sdpa", True):
+        return
     register()
     switch = getattr(model, "set_attn_implementation", None)
     assert switch is not None, "a transformers model"
@@ -100,13 +107,10 @@ def run_plan(model: nn.Module, tokens_N: Tensor, plan: Plan) -> Tensor:
 
 def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device) -> Tensor:
     """The same [N, D] through the family's own padded attention: slower, and right for every family."""
-    longest = max(len(sequence.tokens) for sequence in forest.sequences)
-    tokens = np.zeros((len(forest.sequences), longest), dtype=np.int64)
-    mask = np.zeros_like(tokens)
-    for s, sequence in enumerate(forest.sequences):
-        tokens[s, : len(sequence.tokens)] = sequence.tokens
-        mask[s, : len(sequence.tokens)] = 1
     body: Any = backbone(model)
+    if not forest.causal:
+        return encoder_hidden_states(body, forest, device)
+    tokens, mask = forest.padded()
     out = body(
         input_ids=torch.from_numpy(tokens).to(device),
         attention_mask=torch.from_numpy(mask).to(device),
@@ -134,19 +138,40 @@ def readout(forest: Forest, hidden_ND: Tensor) -> Tensor:
 
 
 def logprobs(model: nn.Module, forest: Forest, hidden_ND: Tensor) -> Tensor:
-    """log p of each target, [M]; only the rows that targets read go through the head."""
+    """log p of each target, [M], at its temperature; only the rows that targets read go through the head."""
     head = output_head(model)
-    rows, reader = np.unique(forest.row_M, return_inverse=True)
+    temperature_M = np.concatenate([s.temperatures or np.ones(len(s.targets)) for s in forest.sequences])
+    parts, places = [], []
+    for temperature in np.unique(temperature_M):
+        (chosen,) = np.nonzero(temperature_M == temperature)
+        places.append(chosen)
+        parts.append(chosen_logprobs(cooled(head, float(temperature)), forest, hidden_ND, chosen))
+    if len(parts) == 1:
+        return parts[0]
+    back = torch.from_numpy(np.argsort(np.concatenate(places))).to(hidden_ND.device)
+    return torch.cat(parts)[back]
+
+
+def chosen_logprobs(head: Head, forest: Forest, hidden_ND: Tensor, chosen: NDArray[np.int64]) -> Tensor:
+    """log p of the targets `chosen`, in their order."""
+    rows, reader = np.unique(forest.row_M[chosen], return_inverse=True)
     device = hidden_ND.device
+    rows_RD = hidden_ND[torch.from_numpy(rows).to(device)]
     return target_logprobs(
-        hidden_ND[torch.from_numpy(rows).to(device)],
+        rows_RD if head.transform is None else head.transform(rows_RD),
         head.weight_VD,
         head.bias_V,
         torch.from_numpy(reader.reshape(-1)).to(device),
-        torch.from_numpy(forest.token_M).to(device),
+        torch.from_numpy(forest.token_M[chosen]).to(device),
         head.softcap,
         head.scale,
     )
+
+
+def cooled(head: Head, temperature: float) -> Head:
+    """The head with its logits divided by a temperature: cap(z) / T = cap'(z / T) with the cap divided by T too."""
+    softcap = None if head.softcap is None else head.softcap / temperature
+    return replace(head, softcap=softcap, scale=head.scale / temperature)
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -161,7 +186,10 @@ def backbone(model: nn.Module) -> nn.Module:
 
 
 def output_head(model: nn.Module) -> Head:
-    """The head's weight, bias, cap and scale."""
+    """The head's weight, bias, cap and scale, and what comes before them."""
+    if is_encoder(model.config):
+        masked = masked_head(model)
+        return Head(masked.weight_VD, masked.bias_V, transform=masked.transform)
     module: Any = model.get_output_embeddings()  # type: ignore[operator]
     if module is None:
         raise ModelError(f"{type(model).__name__} has no output head; use a causal language model.")

@@ -108,3 +108,23 @@ def logit_gradient(capped: Tensor, lse: Tensor, softcap: float | None, scale: fl
     else:
         share = torch.exp(capped - lse[:, None]) * (1 - (capped / softcap) ** 2)
     return share.mul_(scale) if scale != 1.0 else share
+
+
+@torch.no_grad()
+def top_logprobs(
+    rows_RD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    count: int,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The `count` likeliest tokens of each row, likeliest first, and their log-probabilities: [R, K] each."""
+    size = max(1, CHUNK_ELEMENTS // len(weight_VD))
+    tokens, values = [], []
+    for start in range(0, len(rows_RD), size):
+        logits = cap(chunk_logits(rows_RD[start : start + size], weight_VD, bias_V, scale), softcap)
+        best, token = torch.topk(logits, min(count, len(weight_VD)), dim=-1)
+        tokens.append(token)
+        values.append(best - torch.logsumexp(logits, dim=-1, keepdim=True))
+    return torch.cat(tokens), torch.cat(values)

@@ -19,6 +19,8 @@ from luthier.records import Sequence
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+PADDING_SHARE, PADDING_TOKENS = 0.125, 64  # padding that a length group may have: of its tokens, and beyond that
+
 
 @dataclass(frozen=True)
 class Node:
@@ -70,6 +72,41 @@ class Forest:
     def num_padded_tokens(self) -> int:
         """Tokens of the padded batch of the same sequences."""
         return len(self.sequences) * max(len(sequence.tokens) for sequence in self.sequences)
+
+    def length_groups(self) -> list[list[int]]:
+        """Sequences of nearly one length, longest first: what an encoder pads together. A causal forest is one group.
+
+        A group takes sequences while its padding stays below a share of its tokens, and a handful: each group is a
+        pass of its own.
+        """
+        if self.causal:
+            return [list(range(len(self.sequences)))]
+        lengths = [len(sequence.tokens) for sequence in self.sequences]
+        groups: list[list[int]] = []
+        longest = total = 0
+        for s in sorted(range(len(lengths)), key=lambda s: -lengths[s]):
+            size = len(groups[-1]) + 1 if groups else 0
+            total += lengths[s]
+            if not groups or size * longest - total > PADDING_SHARE * total + PADDING_TOKENS:
+                groups.append([])
+                longest = total = lengths[s]
+            groups[-1].append(s)
+        return groups
+
+    @property
+    def num_grouped_tokens(self) -> int:
+        """Tokens of the padded batches of its length groups: what the padded path computes."""
+        return sum(len(group) * max(len(self.sequences[s].tokens) for s in group) for group in self.length_groups())
+
+    def padded(self) -> tuple[Ints, Ints]:
+        """Tokens and mask [S, T] of the padded batch; the padding is token 0 under mask 0."""
+        longest = max(len(sequence.tokens) for sequence in self.sequences)
+        tokens = np.zeros((len(self.sequences), longest), dtype=np.int64)
+        mask = np.zeros_like(tokens)
+        for s, sequence in enumerate(self.sequences):
+            tokens[s, : len(sequence.tokens)] = sequence.tokens
+            mask[s, : len(sequence.tokens)] = 1
+        return tokens, mask
 
     def rows_of(self, sequence: int) -> Ints:
         """The forest rows of one sequence's tokens, in order."""

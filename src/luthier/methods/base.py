@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as ManyOf
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier.forest.tree import Forest, build_forest, common_prefix
 from luthier.records import Sequence
 
 MAIN = "main"  # the task of a run that has only one
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A teacher's likeliest tokens for each of Q positions, K of them, with their log-probabilities at `temperature`.
+
+    Places that hold no candidate have log-probability -inf.
+    """
+
+    tokens_QK: NDArray[np.int32]
+    logprobs_QK: NDArray[np.float32]
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,9 @@ class Example:
     method's loss takes them. `reference_S` is the reference model's log-probability of each sequence (the weighted
     sum over its targets), where a method asks for it. `num_bytes` is the size of the text that the targets spell,
     in UTF-8. `task` names the task it belongs to, and `key` the record, wherever the row lands in a batch.
+    Rows of one `group` (answers to one prompt) are no independent witnesses; without one, a row is its own.
+    `annotation` is what the method noted on the row before the step (`Annotating`). `teacher` has candidates for each
+    target of the row's one sequence.
     """
 
     sequences: tuple[Sequence, ...]
@@ -32,6 +49,9 @@ class Example:
     num_bytes: int = 0
     task: str = MAIN
     key: str = ""
+    group: str = ""
+    annotation: float | None = None
+    teacher: Candidates | None = field(default=None, compare=False)
 
     @property
     def num_trained(self) -> int:
@@ -46,6 +66,8 @@ class Batch:
     row_M, role_M, sequence_M: row, role and sequence of each target; weight_M its weight. row_S, role_S: of each
     sequence; reference_S its log-probability under the reference (empty where no example has one). row_P: the row
     of each read span. gold_G: the examples' gold one after the other; row_G: whose it is. bytes_B: text scored.
+    annotation_B: what the method noted on each row (empty where it noted nothing). teacher_M: the teacher's log p of
+    each target that is a candidate of its, NaN for the rows' own; None where no row has a teacher.
     """
 
     forest: Forest
@@ -62,6 +84,8 @@ class Batch:
     gold_G: Tensor
     row_G: Tensor
     bytes_B: Tensor
+    annotation_B: Tensor
+    teacher_M: Tensor | None = None
 
     @property
     def gold_B(self) -> Tensor:
@@ -116,6 +140,34 @@ class Objective(Protocol):
         ...
 
 
+Ask = Callable[[ManyOf[Example]], list[tuple[Outputs, Batch]]]
+
+
+@runtime_checkable
+class Annotating(Protocol):
+    """An objective that has to see all rows of an optimizer step before the first is learnt from."""
+
+    def annotated(self, ask: Ask, rows: ManyOf[Example]) -> list[Example]:
+        """The rows, in their order, with what is the same however the step is cut into micro-batches.
+
+        `ask` runs the model as it is, without gradient, over examples of the method's making; its batches come in
+        any order.
+        """
+        ...
+
+
+@runtime_checkable
+class Varying(Protocol):
+    """An objective that learns from a row in another form each time: a masked text with other tokens masked."""
+
+    def varied(self, rows: ManyOf[Example], seed: int, step: int) -> list[Example]:
+        """The rows, in their order, as they are learnt from in this step: a pure function of its arguments.
+
+        Rows that are only scored stay as `view` made them.
+        """
+        ...
+
+
 PromptT = TypeVar("PromptT", contravariant=True)
 RowT = TypeVar("RowT", contravariant=True)
 
@@ -134,7 +186,7 @@ def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu", ca
     sequences = [
         replace(s, group=row, role=role)
         for row, example in enumerate(examples)
-        for role, s in enumerate(example.sequences)
+        for role, s in enumerate([with_candidates(example)] if example.teacher else example.sequences)
     ]
     forest = build_forest(sequences, causal)
     row_S = torch.tensor([sequence.group for sequence in sequences], device=device)
@@ -144,6 +196,8 @@ def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu", ca
     golds_B = torch.tensor([len(example.gold) for example in examples], device=device)
     references = [number for example in examples for number in example.reference_S]
     assert len(references) in (0, len(sequences)), "a reference for every sequence, or for none"
+    annotations = [example.annotation for example in examples if example.annotation is not None]
+    assert len(annotations) in (0, len(examples)), "an annotation for every row, or for none"
     return Batch(
         forest=forest,
         task=examples[0].task,
@@ -159,7 +213,37 @@ def make_batch(examples: ManyOf[Example], device: torch.device | str = "cpu", ca
         gold_G=torch.tensor([g for example in examples for g in example.gold], device=device, dtype=torch.float64),
         row_G=torch.repeat_interleave(torch.arange(len(examples), device=device), golds_B),
         bytes_B=torch.tensor([example.num_bytes for example in examples], device=device, dtype=torch.float64),
+        annotation_B=torch.tensor(annotations, device=device, dtype=torch.float64),
+        teacher_M=teacher_logprobs(examples, device),
     )
+
+
+def with_candidates(example: Example) -> Sequence:
+    """The row's sequence with the teacher's candidates as further targets, position by position, behind its own."""
+    assert example.teacher is not None and len(example.sequences) == 1, "a teacher speaks of one sequence"
+    (own,), teacher = example.sequences, example.teacher
+    assert len(teacher.tokens_QK) == len(own.targets), "candidates for every target"
+    position_C, place_C = np.nonzero(np.isfinite(teacher.logprobs_QK))
+    return replace(
+        own,
+        targets=own.targets + tuple(np.array(own.targets, np.int64)[position_C].tolist()),
+        weights=own.weights + tuple(np.array(own.weights, np.float64)[position_C].tolist()),
+        wanted=own.wanted_tokens() + tuple(teacher.tokens_QK[position_C, place_C].tolist()),
+        temperatures=(1.0,) * len(own.targets) + (teacher.temperature,) * len(position_C),
+    )
+
+
+def teacher_logprobs(examples: ManyOf[Example], device: torch.device | str) -> Tensor | None:
+    """`Batch.teacher_M`, in the order of `with_candidates`."""
+    teachers = [example.teacher for example in examples if example.teacher is not None]
+    assert len(teachers) in (0, len(examples)), "a teacher for every row, or for none"
+    if not teachers:
+        return None
+    columns = []
+    for teacher in teachers:
+        found_C = teacher.logprobs_QK[np.isfinite(teacher.logprobs_QK)]
+        columns += [np.full(len(teacher.tokens_QK), np.nan), found_C.astype(np.float64)]
+    return torch.from_numpy(np.concatenate(columns)).to(device)
 
 
 def split_by_tokens(examples: ManyOf[Example], max_tokens: int) -> list[list[Example]]:
@@ -208,10 +292,10 @@ def per_row(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
 
 
 def sequence_logprobs(outputs: Outputs, batch: Batch) -> Tensor:
-    """log p of each sequence's targets, [S]: the sum of w_m log p_m over its targets m."""
+    """log p of each sequence's targets, [S] in float64: the sum of w_m log p_m over its targets m."""
     assert outputs.logprobs_M is not None
-    sums_S = torch.zeros(len(batch.row_S), dtype=outputs.logprobs_M.dtype, device=outputs.logprobs_M.device)
-    return sums_S.index_add(0, batch.sequence_M, outputs.logprobs_M * batch.weight_M)
+    sums_S = torch.zeros(len(batch.row_S), dtype=torch.float64, device=outputs.logprobs_M.device)
+    return sums_S.index_add(0, batch.sequence_M, outputs.logprobs_M.double() * batch.weight_M)
 
 
 def target_counts(batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Example
 from luthier.methods.likelihood import Likelihood
 from luthier.prompts import Dialogue, Turn
+from luthier.prompts.dialogue import learnt
 from luthier.recipe.methods import Sft
 from luthier.records import Completion, Conversation, Instruction, Message, Preference, Rating, Record, Sequence
 
@@ -33,12 +34,24 @@ class ConversationSft(Likelihood):
         """Conversations, instructions, completions, and answers that were rated good or preferred."""
         if isinstance(record, Rating) and not record.good:
             return Problem("rated_bad", "the answer was rated bad; supervised fine-tuning would learn it. Use kto.")
-        if isinstance(record, Conversation | Completion | Instruction | Rating):
-            return [record]
         if isinstance(record, Preference):
-            return [Conversation((*record.prompt, *record.chosen), record.source)]
+            record = Conversation((*record.prompt, *record.chosen), record.source)
+        if isinstance(record, Conversation):
+            return self.weight_problem(record.messages) or [record]
+        if isinstance(record, Completion | Instruction | Rating):
+            return [record]
         detail = f"a {kind_of(record)} has no answer to learn. sft takes conversations, instructions and completions."
         return Problem("wrong_kind", detail)
+
+    def weight_problem(self, turns: ManyOf[Message]) -> Problem | None:
+        """A row without an answer to learn, or with weights that `everything` would not heed."""
+        if self.settings.train_on == "everything":
+            if any(turn.weight != 1 for turn in turns if turn.role == "assistant"):
+                detail = "its turns have weights, but train_on: everything learns every token alike. Set it to answers."
+                return Problem("weighted_turns", detail)
+        elif not learnt(turns):
+            return Problem("nothing_to_learn", "no answer to a user's turn has a weight above 0. Leave the row out.")
+        return None
 
     def fitted(self, rows: ManyOf[Talk]) -> ConversationSft:
         """Nothing to learn from the rows beforehand."""
@@ -51,19 +64,26 @@ class ConversationSft(Likelihood):
     def view(self, prompt: Dialogue, rows: ManyOf[Talk]) -> list[Example]:
         """One sequence a row."""
         conversations = [prompt.messages(row) for row in rows]
+        if self.settings.train_on == "last_answer":
+            conversations = [last_answer_only(turns) for turns in conversations]
         return [
             self.example(tokens, turns, messages, key_of(row))
             for row, messages, (tokens, turns) in zip(rows, conversations, prompt.encode(conversations), strict=True)
         ]
 
-    def example(self, tokens: tuple[int, ...], turns: tuple[Turn, ...], said: ManyOf[Message], key: str) -> Example:
-        """The targets that `train_on` asks for."""
+    def example(self, tokens: tuple[int, ...], turns: ManyOf[Turn], said: ManyOf[Message], key: str) -> Example:
+        """The answers as targets, each turn with its weight; or every token."""
         if self.settings.train_on == "everything":
             targets, weights = tuple(range(1, len(tokens))), (1.0,) * (len(tokens) - 1)
             num_bytes = sum(len(message.content.encode()) for message in said)
-            return Example((Sequence(tokens, targets, weights),), num_bytes=num_bytes, key=key)
-        chosen = [turn for turn in turns if turn.weight > 0]
-        chosen = chosen[-1:] if self.settings.train_on == "last_answer" else chosen
-        targets = tuple(index for turn in chosen for index in range(turn.start, turn.stop))
-        weights = tuple(turn.weight for turn in chosen for _ in range(turn.start, turn.stop))
-        return Example((Sequence(tokens, targets, weights),), num_bytes=sum(turn.num_bytes for turn in chosen), key=key)
+        else:
+            targets = tuple(index for turn in turns for index in range(turn.start, turn.stop))
+            weights = tuple(turn.weight for turn in turns for _ in range(turn.start, turn.stop))
+            num_bytes = sum(turn.num_bytes for turn in turns)
+        return Example((Sequence(tokens, targets, weights),), num_bytes=num_bytes, key=key)
+
+
+def last_answer_only(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns up to the last answer that has a weight, all others' set to 0."""
+    last = learnt(turns)[-1]
+    return tuple(turn if n == last else replace(turn, weight=0.0) for n, turn in enumerate(turns[: last + 1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -46,4 +46,22 @@ class StageMethod(Objective, Protocol):
 
     def view(self, prompt: Dialogue, rows: ManyOf[Any]) -> list[Example]:
         """Sequences of each row, with targets or spans. Several examples of one row share its `key`."""
+        ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A method that has learnt from the rows what its outputs mean."""
+
+    def described(self) -> dict[str, Any]:
+        """That as JSON values (its labels in their order); stored beside the adapter."""
+        ...
+
+
+@runtime_checkable
+class Remarking(Protocol):
+    """A method of one example a row that has something to say of the rows of a part."""
+
+    def remarks(self, rows: ManyOf[Any]) -> list[str]:
+        """Sentences for the ledger, such as: labels that it cannot give."""
         ...

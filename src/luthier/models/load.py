@@ -16,13 +16,16 @@ from transformers.utils import logging as hf_logging
 
 from luthier.errors import ModelError
 from luthier.files import sha256
+from luthier.forest.encoders import is_encoder
+from luthier.kernels import quicken
+from luthier.models.encoders import known_positions, load_encoder, refuse_wrong_kind
 from luthier.models.store import find_model
 from luthier.runtime import has_fast_bfloat16, products
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A causal language model, frozen, with its tokenizer. `sha256` covers weights and tokenizer."""
+    """A language model, frozen, with its tokenizer. `sha256` covers weights and tokenizer."""
 
     name: str
     folder: Path
@@ -46,7 +49,12 @@ class LoadedModel:
     @property
     def context_tokens(self) -> int:
         """Longest sequence the model knows positions for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 30)
+        return known_positions(self.model.config)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees those before it only; else the model is an encoder."""
+        return not is_encoder(self.model.config)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -70,8 +78,10 @@ def token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
     return count
 
 
-def load_model(name: str, device: str = "cpu", precision: str = "float32") -> LoadedModel:
+def load_model(name: str, device: str = "cpu", precision: str = "float32", encoders: bool = False) -> LoadedModel:
     """Load a model by starter name, hub id, folder or GGUF file, in float32, parameters frozen.
+
+    `encoders`: whether one that sees both sides will do; else it is refused.
 
     `precision`: `float32`; `bfloat16` rounds the factors of the linear layers' products (sums stay float32), which
     processors with bfloat16 matrix units do several times faster; `auto` does so where there are such units.
@@ -82,9 +92,16 @@ def load_model(name: str, device: str = "cpu", precision: str = "float32") -> Lo
     folder = find_model(name)
     tokenizer = load_tokenizer(folder)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_wrong_kind(name, config, encoders)
+        if is_encoder(config):
+            model, found = load_encoder(folder, config.model_type)
+        else:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"model {name}: cannot be loaded from {folder} ({first_line(error)}).") from error
     refuse_incomplete(f"model {name}", found)
@@ -93,6 +110,7 @@ def load_model(name: str, device: str = "cpu", precision: str = "float32") -> Lo
     size = sum(parameter.numel() for parameter in model.parameters())
     if precision == "bfloat16":
         round_products(model)
+    quicken(model)
     return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size, precision)
 
 

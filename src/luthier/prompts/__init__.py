@@ -1,7 +1,7 @@
 """Prompts: from records to tokens, with the trained tokens known. One object in training, evaluation and serving."""
 
 from luthier.prompts.classify import ClassifyPrompt, Encoded, Shot
-from luthier.prompts.dialogue import Dialogue, Turn
+from luthier.prompts.dialogue import Dialogue, PromptError, Turn, opening_tokens
 from luthier.prompts.layout import Layout
 
-__all__ = ["ClassifyPrompt", "Dialogue", "Encoded", "Layout", "Shot", "Turn"]
+__all__ = ["ClassifyPrompt", "Dialogue", "Encoded", "Layout", "PromptError", "Shot", "Turn", "opening_tokens"]

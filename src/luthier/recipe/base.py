@@ -41,13 +41,14 @@ def explain(item: Any, root: type[BaseModel]) -> str:
 
 
 def known_keys(root: type[BaseModel], parents: Sequence[str | int]) -> list[str]:
-    """The keys a section takes. In the path an index stands for an item of a list, and a kind for one of several."""
+    """The keys a section takes. In the path an index or a name stands for one item, and a kind for one of several."""
     found = [root]
     for parent in parents:
         if not isinstance(parent, str):
             continue
         kinds = [part for part in found if len(found) > 1 and part.model_fields["kind"].default == parent]
-        found = kinds or sections_of(found[0].model_fields[parent].annotation)
+        if kinds or parent in found[0].model_fields:
+            found = kinds or sections_of(found[0].model_fields[parent].annotation)
     return list(found[0].model_fields)
 
 

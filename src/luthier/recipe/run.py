@@ -299,6 +299,9 @@ def anchor_stage(section: object, folder: Path) -> None:
         if key in ("train", "test"):
             items = value if isinstance(value, list) else [value]
             section[key] = [anchored(item, folder) for item in items if item is not None]
+        elif key == "tasks" and isinstance(value, dict):  # a task may be called `train`
+            for task in value.values():
+                anchor_stage(task, folder)
         elif isinstance(value, dict):
             anchor_stage(value, folder)
 

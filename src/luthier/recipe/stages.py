@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +19,11 @@ from luthier.recipe.run import Cost, Judge, read_values
 from luthier.recipe.training import Training
 
 TUNES: dict[str, dict[str, Any]] = {method.model_fields["kind"].default: method.tune for method in METHODS}
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class Rows(Part):
-    """The rows of a stage: any shape that `luthier data` reads."""
+    """The rows of a stage: any shape that `luthier data prepare` reads."""
 
     train: list[Input] = Field(
         min_length=1, description="Training rows: a file, a list of files, or inputs with their own keys."
@@ -54,38 +57,130 @@ class Asking(Part):
     system: str = Field("", description="A system message before every conversation that has none.")
 
 
-class Stage(Part):
-    """One method on some rows."""
+class Task(Part):
+    """One of several tasks that a stage learns at once."""
 
-    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="Names the stage's folder; by default the method.")
-    method: MethodSettings = Field(description="What is learnt: a name (`dpo`), or the name with its keys (`kind`).")
+    method: MethodSettings = Field(description="What is learnt: a name (`tag`), or the name with its keys (`kind`).")
     data: Rows = Field(description="The rows.")
     prompt: Asking = Field(default_factory=Asking, description="How a row becomes a text.")
+    weight: float = Field(
+        1.0, gt=0, strict=False, description="Share of the loss, beside the weights of the other tasks."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def named(cls, values: Any) -> Any:
+        """A method by its name alone."""
+        return with_kind(values)
+
+
+class Mixing(Part):
+    """How many rows of each task a step has. Each step has its share of every task, as near as whole rows can."""
+
+    by: Literal["proportional", "equal", "temperature"] = Field(
+        "proportional",
+        description="`proportional`: as many as the task has rows; `equal`: the same for each task; `temperature`: in "
+        "proportion to rows ** (1 / temperature), which lies between.",
+    )
+    temperature: float = Field(2.0, ge=1, strict=False, description="1 is proportional; large ones come near equal.")
+
+    @property
+    def power(self) -> float:
+        """The temperature that the rule stands for."""
+        return {"proportional": 1.0, "equal": math.inf, "temperature": self.temperature}[self.by]
+
+
+class Keep(Part):
+    """What a stage does so that the earlier stages' tasks are not forgotten."""
+
+    replay_share: float = Field(
+        0.0, ge=0, lt=1, strict=False, description="Share of each step's rows that come from the earlier stages' "
+        "training rows, learnt by their own methods and heads; it is their share of the loss as well.",
+    )  # fmt: skip
+    penalty: Literal["none", "l2", "ewc"] = Field(
+        "none",
+        description="Hold the weights to where the stage starts: `l2` all alike, `ewc` each by what it matters to the "
+        "earlier stages (their Fisher information).",
+    )
+    strength: float = Field(1.0, gt=0, strict=False, description="What the penalty is multiplied by.")
+    fisher_rows: int = Field(
+        256, ge=1, description="Training rows of each earlier stage that the Fisher information is estimated from."
+    )
+
+
+class Stage(Part):
+    """One method on some rows, or several at once (`tasks`)."""
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="Names the stage's folder; by default the method.")
+    method: MethodSettings | None = Field(
+        None, description="What is learnt: a name (`dpo`), or the name with its keys (`kind`)."
+    )
+    data: Rows | None = Field(None, description="The rows.")
+    prompt: Asking = Field(default_factory=Asking, description="How a row becomes a text.")
+    tasks: dict[str, Task] = Field(
+        default_factory=dict,
+        description="In the place of `method` and `data`: several tasks by name, each with its own rows, method and "
+        "head, learnt at once.",
+    )
+    mixing: Mixing = Field(default_factory=Mixing, description="How many rows of each of the `tasks` a step has.")
     start: Literal["stack", "continue", "merge"] = Field(
         "stack",
         description="Where the weights start: `stack` puts a fresh adapter over the earlier stages' (the saved one "
         "holds them all); `continue` trains the last stage's adapter on; `merge` writes the earlier stages into the "
         "model's weights first. A reference (`dpo`, `kto`) is always the model this stage starts from.",
     )
+    keep: Keep = Field(default_factory=Keep, description="What keeps the earlier stages' tasks from being forgotten.")
     tune: Training = Field(default_factory=Training, description="How weights learn.")
 
     @model_validator(mode="before")
     @classmethod
     def filled(cls, values: Any) -> Any:
-        """A method by its name alone, the stage's name, and the rates that suit the method."""
+        """A method or a mixing by its name alone, the stage's name, and the rates that suit the methods."""
         if not isinstance(values, dict):
             return values
-        values = dict(values)
-        method = values.get("method")
-        if isinstance(method, str):
-            method = values["method"] = {"kind": method}
-        kind = method.get("kind") if isinstance(method, dict) else None
-        if isinstance(kind, str) and kind in TUNES:
-            values.setdefault("name", kind)
+        values = with_kind(values)
+        if isinstance(values.get("mixing"), str):
+            values["mixing"] = {"by": values["mixing"]}
+        tasks = values.get("tasks")
+        kinds = [kind_of_method(task) for task in tasks.values()] if isinstance(tasks, dict) else []
+        kinds = kinds or [kind_of_method(values)]
+        tunes = [TUNES[kind] for kind in kinds if kind in TUNES]
+        if len(tunes) == len(kinds):
+            values.setdefault("name", kinds[0] if len(kinds) == 1 else "tasks")
             tune = values.get("tune", {})
             if isinstance(tune, dict):
-                values["tune"] = {**TUNES[kind], **tune}
+                agreed = {key: value for key, value in tunes[0].items() if all(one.get(key) == value for one in tunes)}
+                values["tune"] = {**agreed, **tune}
         return values
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of a stage of one method."""
+        assert self.data is not None, "checked by stage_problems"
+        return self.data
+
+    @property
+    def each(self) -> dict[str, Task]:
+        """The stage's tasks: those of `tasks`, or its one method, called main."""
+        if self.tasks:
+            return self.tasks
+        assert self.method is not None, "checked by stage_problems"
+        return {"main": Task(method=self.method, data=self.rows, prompt=self.prompt)}
+
+
+def with_kind(values: Any) -> Any:
+    """A copy of a section whose method may be given by its name alone."""
+    if not isinstance(values, dict):
+        return values
+    method = values.get("method")
+    return {**values, "method": {"kind": method}} if isinstance(method, str) else dict(values)
+
+
+def kind_of_method(values: Any) -> str:
+    """The name of the method in a section's plain values; empty where it has none."""
+    method = values.get("method") if isinstance(values, dict) else None
+    kind = method.get("kind") if isinstance(method, dict) else method
+    return kind if isinstance(kind, str) else ""
 
 
 class TrainRecipe(Part):
@@ -131,12 +226,80 @@ def stage_problems(recipe: TrainRecipe) -> list[str]:
     ]
     for number, stage in enumerate(recipe.stages):
         where = f"stages.{number}"
-        if not stage.data.test and not stage.data.test_share:
-            problems.append(f"{where}.data: no rows are held out. Give test, or a test_share above 0.")
-        if stage.data.validation_share + (0 if stage.data.test else stage.data.test_share) >= 1:
-            problems.append(f"{where}.data: validation_share and test_share leave nothing to train on.")
+        problems += shape_problems(stage, where) or task_problems(stage, where)
+        problems += keep_problems(stage.keep, where, stage.start, first=number == 0)
         if number == 0 and stage.start != "stack":
             problems.append(f"{where}.start: the first stage has nothing to {stage.start}; leave it at stack.")
+    return problems
+
+
+def shape_problems(stage: Stage, where: str) -> list[str]:
+    """A stage has a method and its data, or tasks; nothing that was set goes unread."""
+    given = changed(stage)
+    if not stage.tasks:
+        problems = [f"{where}.{key}: missing; it has no default." for key in ("method", "data")
+                    if getattr(stage, key) is None]  # fmt: skip
+        if "mixing" in given:
+            problems.append(f"{where}.mixing: there are no tasks to mix. Give tasks, or leave it out.")
+        return problems
+    problems = [
+        f"{where}.{key}: stands beside tasks. Each task has its own; move it there."
+        for key in ("method", "data", "prompt")
+        if key in given
+    ]
+    problems += [
+        f'{where}.tasks: "{name}" is no name for a task. Begin with a letter or digit; _ and - may follow.'
+        for name in stage.tasks
+        if not TASK_NAME.fullmatch(name)
+    ]
+    if "temperature" in changed(stage.mixing) and stage.mixing.by != "temperature":
+        problems.append(f"{where}.mixing.temperature: is not read by {stage.mixing.by}. Set mixing.by: temperature.")
+    return problems
+
+
+def changed(part: Part) -> set[str]:
+    """Keys whose value is not the default: a resolved recipe spells defaults out, and has to be one again."""
+    fields = type(part).model_fields
+    return {
+        name
+        for name in part.model_fields_set
+        if getattr(part, name) != fields[name].get_default(call_default_factory=True)
+    }
+
+
+def task_problems(stage: Stage, where: str) -> list[str]:
+    """Every task has rows to learn from and rows to be judged by."""
+    problems = []
+    for name, task in stage.each.items():
+        at = f"{where}.tasks.{name}.data" if stage.tasks else f"{where}.data"
+        if not task.data.test and not task.data.test_share:
+            problems.append(f"{at}: no rows are held out. Give test, or a test_share above 0.")
+        if task.data.validation_share + (0 if task.data.test else task.data.test_share) >= 1:
+            problems.append(f"{at}: validation_share and test_share leave nothing to train on.")
+    if len({bool(task.data.validation_share) for task in stage.each.values()}) > 1:
+        problems.append(
+            f"{where}.tasks: some have validation rows and some none. Give each a validation_share, or none."
+        )
+    return problems
+
+
+def keep_problems(keep: Keep, where: str, start: str, first: bool) -> list[str]:
+    """Rules of what is kept: there must be an earlier stage, and weights that its Fisher information speaks of."""
+    problems = []
+    if first and keep.replay_share:
+        problems.append(f"{where}.keep.replay_share: the first stage has no earlier rows to replay; leave it out.")
+    if first and keep.penalty == "ewc":
+        problems.append(f"{where}.keep.penalty: the first stage has no earlier task to keep. Use l2, or leave it out.")
+    elif keep.penalty == "ewc" and start != "continue":
+        problems.append(
+            f"{where}.keep.penalty: ewc weighs each trained number by what it matters to the earlier stages, and with "
+            f"start: {start} all of them are new. Set start: continue, or penalty: l2, which holds the change of the "
+            "weights themselves."
+        )
+    if "strength" in changed(keep) and keep.penalty == "none":
+        problems.append(f"{where}.keep.strength: there is no penalty to multiply. Set keep.penalty to l2 or ewc.")
+    if "fisher_rows" in changed(keep) and keep.penalty != "ewc":
+        problems.append(f"{where}.keep.fisher_rows: only ewc reads it. Set keep.penalty: ewc, or leave it out.")
     return problems
 
 

@@ -86,8 +86,14 @@ def write_page(path: str | Path, result: Values) -> None:
 
 def render_page(result: Values) -> str:
     """The HTML text of a run's report. Fields that may be missing may be absent or None."""
+    return rendered("page.html", view(result))
+
+
+def rendered(template: str, values: Values) -> str:
+    """A template of this folder with its values, the styles and the filters: one file that loads nothing."""
+    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -97,8 +103,8 @@ def render_page(result: Values) -> str:
         percent=percent, points=points, duration=duration, count=count, money=money, decimal=decimal,
         p_value=p_value, size=size, moment=moment, arm=arm_name, words=words, in_sentence=in_sentence,
     )  # fmt: skip
-    styles = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(view(result), styles=styles)
+    styles = (folder / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(values, styles=styles)
 
 
 def arm_name(name: str) -> str:

@@ -69,7 +69,7 @@ def start_stage(
     name = before.model
     if stage.start == "merge" and before.adapter is not None:
         name = str(merged_model(before, folder / "model"))
-    model = load_model(name, precision=precision)
+    model = load_model(name, precision=precision, encoders=True)
     below = before.adapter if stage.start == "stack" else None
     if stage.start == "continue" and before.adapter is not None:
         return Start(continued_learner(model, before.adapter, attention, heads), model, None)
@@ -83,7 +83,7 @@ def merged_model(before: Left, folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     assert before.adapter is not None
-    model = load_model(before.model)
+    model = load_model(before.model, encoders=True)
     folded(model.model, before.adapter)
     with new_folder(folder) as aside:
         model.model.save_pretrained(aside, safe_serialization=True)  # type: ignore[operator]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as ManyOf
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from luthier.corpus.rows import LIMITS, read_input
 from luthier.corpus.wire import texts_of, to_json, whole_text
 from luthier.errors import DataError
 from luthier.files import content_hash
+from luthier.methods.base import Example
 from luthier.methods.stage import StageMethod
+from luthier.prompts import Dialogue, PromptError
 from luthier.recipe.corpus import Input, Splitting
 from luthier.recipe.stages import Rows
-from luthier.records import Dropped, Instruction, Ledger, Message, Record
+from luthier.records import Dropped, Instruction, Ledger, Message, Prompt, Record
 
 SHOWN_CHARS = 300
 PARTS = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -52,9 +55,8 @@ def gather(data: Rows, method: StageMethod, seed: int) -> StageRows:
     held = collect(data.test, method, "test", ledger) if data.test else []
     if held:
         train = without_leaks(train, held, ledger)
-    settings = Splitting(
-        validation_share=data.validation_share, test_share=0.0 if held else data.test_share, stratify=False
-    )
+    test_share = 0.0 if data.test else data.test_share
+    settings = Splitting(validation_share=data.validation_share, test_share=test_share, stratify=False)
     parts: dict[str, list[Any]] = {name: [] for name in PARTS.values()}
     for row, part in zip(train, partition(columns(train), settings, seed).tolist(), strict=True):
         assert part != ASIDE, "nothing is frozen here"
@@ -114,6 +116,8 @@ def beginning(row: Any) -> str:
         return said(prompt)
     if isinstance(row, Instruction):
         return f"{row.instruction}\n{row.context}"
+    if isinstance(row, Prompt):
+        return said(row.messages)
     if hasattr(row, "messages"):
         return said(row.messages[:-1])
     return whole_text(row)
@@ -171,13 +175,37 @@ def refuse_losses(ledger: Ledger, data: Rows) -> None:
     told = f" Dropped: {'; '.join(reasons[:6])}." if reasons else ""
     wanted = {"train": True, "validation": data.validation_share > 0, "test": True}
     for split in (split for split in wanted if wanted[split] and not ledger.kept[split]):
-        raise DataError(f"data.train: no row is left for {split}.{told} Give more rows, or other shares.")
+        where = "data.test" if split == "test" and data.test else "data.train"
+        raise DataError(f"{where}: no row is left for {split}.{told} Give more rows, or other shares.")
     rows_in, lost = sum(ledger.rows_in.values()), len(ledger.dropped)
     if lost > data.max_dropped_share * rows_in:
         raise DataError(
             f"data: {lost:,} of {rows_in:,} rows were dropped, more than max_dropped_share "
             f"({data.max_dropped_share:g}).{told} Mend the rows, or raise data.max_dropped_share."
         )
+
+
+def viewed_rows(method: StageMethod, prompt: Dialogue, rows: ManyOf[Any], split: str, ledger: Ledger) -> list[Example]:
+    """The examples of some rows; rows that the model's template or tokenizer makes no prompt of go to the ledger.
+
+    Raises:
+        PromptError: no row is left; the error is the first row's.
+    """
+    try:
+        return method.view(prompt, rows)
+    except PromptError as error:
+        first = error  # of one row; the others may do
+    kept: list[Any] = []
+    for row in rows:
+        try:
+            method.view(prompt, [row])
+            kept.append(row)
+        except PromptError as error:
+            ledger.dropped.append(dropped(split, row, Problem("no_prompt", str(error))))
+            ledger.kept[split] -= 1
+    if not kept:
+        raise first
+    return method.view(prompt, kept)  # together: a view may set rows against each other
 
 
 def reason_lines(ledger: Ledger) -> Iterator[str]:

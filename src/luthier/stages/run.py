@@ -6,29 +6,44 @@ import datetime
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from luthier.errors import DataError
 from luthier.evaluation.held_out import Figures, by_group, change, change_p, figure, score_rows
+from luthier.evaluation.rivals import Beside, rivals_beside, rivals_of
 from luthier.files import content_hash, write_json, write_text
-from luthier.methods.base import Example
+from luthier.methods.base import MAIN, Example, Objective
 from luthier.methods.registry import make_stage_method
-from luthier.methods.stage import StageMethod
+from luthier.methods.several import Part
+from luthier.methods.stage import Described, Remarking, StageMethod
 from luthier.models import LoadedModel, load_model
 from luthier.progress import Listener, Silent
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe.stages import Stage, TrainRecipe, dump_stages, load_stages
 from luthier.records import Dropped
+from luthier.report.stages_page import write_stages_page
 from luthier.run_folder import RunFolder, code_hash
-from luthier.runtime import peak_memory_bytes, reset_peak_memory, set_up_torch
+from luthier.runtime import machine_values, peak_memory_bytes, reset_peak_memory, set_up_torch
+from luthier.stages.answer import writes
+from luthier.stages.beside import account, account_unread, add_rivals, rows_of, verdict_beside
 from luthier.stages.chain import Left, Start, start_stage
+from luthier.stages.keeping import all_heads, matrix, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
-from luthier.stages.rows import StageRows, gather
+from luthier.stages.rows import StageRows, gather, viewed_rows
+from luthier.stages.shown import shown_rows
+from luthier.stages.suits import refuse_unsuited
+from luthier.stages.teaching import refuse_other_teachers, taught_examples, taught_rows, teaching_key
 from luthier.training.checkpoint import History, Progress
 from luthier.training.loop import train as train_loop
+
+METHOD_FILE = "method.json"  # beside an adapter: what a head's outputs mean
+
+PATHS: Any = {"data": {"train", "test"}, "tasks": {"__all__": {"data": {"train", "test"}}}}  # the rows themselves count
 
 
 def train(
@@ -65,22 +80,29 @@ class Stages:
     def model(self) -> LoadedModel:
         """The model of the recipe, for its tokenizer and its name; each stage loads its own."""
         set_up_torch()
-        return load_model(self.recipe.model, precision=self.recipe.precision)
+        return load_model(self.recipe.model, precision=self.recipe.precision, encoders=True)
 
     def run(self) -> dict[str, Any]:
         """All stages in order."""
         assert self.folder.path.is_dir()
+        refuse_unsuited(self.recipe, self.model)
+        refuse_other_teachers(self.recipe, self.model.tokenizer)
         self.listener.plan([*(stage.name for stage in self.recipe.stages), "report"])
+        from luthier.stages.several import SeveralRun  # it is made of StageRuns
+
         left = Left(self.recipe.model)
+        runs: list[StageRun] = []
         values = []
         for number, stage in enumerate(self.recipe.stages, start=1):
-            runner = StageRun(self, stage, self.out / "stages" / f"{number:02d}-{stage.name}", left)
-            values.append(runner.run())
-            left = runner.left
+            folder = self.out / "stages" / f"{number:02d}-{stage.name}"
+            run = (SeveralRun if stage.tasks else StageRun)(self, stage, folder, left, tuple(runs))
+            values.append(run.run())
+            left = run.left
+            runs.append(run)
         return self.write_report(values)
 
     def write_report(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
-        """result.json beside the stages."""
+        """result.json and report.html beside the stages."""
         self.listener.begin("report")
         last = stages[-1]
         result = {
@@ -92,12 +114,16 @@ class Stages:
             "verdict": last["verdict"],
             "primary_metric": last["primary_metric"],
             "adapter": last["adapter"],
+            "writes": [stage["name"] for stage in stages if writes(stage)],
             "stages": stages,
+            "matrix": plain(matrix(stages)),
             "confidence": self.recipe.judge.confidence,
             "recipe": dump_stages(self.recipe),
+            "environment": {**machine_values(), "precision": self.model.precision},
         }  # fmt: skip
         write_json(self.out / "result.json", result)
-        self.listener.end("report", False, str(self.out / "result.json"))
+        write_stages_page(self.out / "report.html", result)
+        self.listener.end("report", False, str(self.out / "report.html"))
         return result
 
 
@@ -109,16 +135,37 @@ class StageRun:
     stage: Stage
     folder: Path
     before: Left
+    earlier: tuple[StageRun, ...] = ()
+    made: dict[str, list[Example]] = field(default_factory=dict)  # its examples, once they are made
 
     @cached_property
     def rows(self) -> StageRows:
         """The rows; the method decides which it takes."""
-        return gather(self.stage.data, make_stage_method(self.stage.method), self.whole.recipe.seed)
+        return gather(self.stage.rows, make_stage_method(self.stage.method), self.whole.recipe.seed)
 
     @cached_property
     def method(self) -> StageMethod:
         """The method, with what the training rows decide."""
         return make_stage_method(self.stage.method).fitted(self.rows.train)
+
+    @property
+    def tasks(self) -> dict[str, StageRun]:
+        """The stage's tasks by name: itself, where it has one."""
+        return {MAIN: self}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The methods by the task that examples name, with their shares of the loss."""
+        return {MAIN: Part(self.method, 1.0)}
+
+    @property
+    def objective(self) -> Objective:
+        """What is learnt."""
+        return self.method
+
+    def fresh_heads(self) -> dict[str, nn.Module]:
+        """Heads of the stage's own, untrained."""
+        return dict(self.method.heads(self.whole.model.hidden_size))
 
     @cached_property
     def prompt(self) -> Dialogue:
@@ -141,9 +188,11 @@ class StageRun:
         recipe = self.whole.recipe
         return {
             "rows": self.rows.key,
-            "stage": self.stage.model_dump(exclude={"data": {"train", "test"}}),
+            "stage": self.stage.model_dump(exclude=PATHS),
+            "earlier": [run.inputs["rows"] for run in self.earlier],
             "before": self.before.key,
             "model": self.whole.model.sha256,
+            "teacher": [teaching_key(task.method) for task in self.stage.each.values()],
             "settings": [recipe.seed, recipe.attention, recipe.precision, recipe.judge.model_dump()],
         }
 
@@ -161,33 +210,49 @@ class StageRun:
         """Everything anew, or taken up where the training was stopped."""
         self.forget_other_training()
         recipe, training = self.whole.recipe, self.stage.tune
-        heads = self.method.heads(self.whole.model.hidden_size)
+        heads, fresh = all_heads(self)
         start = start_stage(
             self.stage, self.before, self.folder, heads, (recipe.seed, recipe.attention, recipe.precision)
         )
-        parts = self.examples(start)
+        settle_heads(self, start.learner, fresh)
+        parts = self.made = self.examples(start)
+        plan = plan_of(self, start, parts)
         before = self.scored(start, parts["test"], "before")
         reset_peak_memory()
         history = train_loop(
-            start.learner, self.method, parts["train"], parts["validation"], training, recipe.seed,
-            self.folder / "training", self.report,
+            start.learner, plan.objective, plan.train, plan.validation, training, recipe.seed,
+            self.folder / "training", self.report, course=plan.course,
         )  # fmt: skip
         after = self.scored(start, parts["test"], "after")
         start.save(self.folder / "training" / "best", self.folder / "adapter")
-        write_json(self.folder / "adapter" / "dialogue.json", self.stage.prompt.model_dump())
-        return self.figures(start, parts, (before, after), history)
+        for name, values in self.settings_texts().items():
+            write_json(self.folder / "adapter" / name, values)
+        figures = self.figures(start, parts, (before, after), history)
+        value = {**figures, "every_task": matrix_row(self, start, parts["test"], after)}
+        return {name: plain(part) for name, part in value.items()}
+
+    def settings_texts(self) -> dict[str, Any]:
+        """What serving needs beside the adapter, by file."""
+        texts = {"dialogue.json": self.stage.prompt.model_dump()}
+        return {**texts, METHOD_FILE: self.method.described()} if isinstance(self.method, Described) else texts
 
     def examples(self, start: Start) -> dict[str, list[Example]]:
         """The examples of each part, over-long ones in the ledger, with their reference where the method needs it."""
-        longest = min(self.stage.data.max_tokens, start.base.context_tokens)
+        recipe, folder = self.whole.recipe, self.folder
+        self.rows = taught_rows(self.method, self.rows, self.prompt, recipe.seed, folder, self.whole.listener)
+        longest = longest_example(self.stage, start.base.context_tokens)
         parts: dict[str, list[Example]] = {}
         for name in ("train", "validation", "test"):
-            viewed = self.method.view(self.prompt, getattr(self.rows, name))
+            viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
             parts[name] = [example for example in viewed if length(example) <= longest]
+            account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
+            if isinstance(self.method, Remarking):
+                account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed)
+                self.remark(name)
             lost = len(viewed) - len(parts[name])
             if lost:
                 self.whole.listener.say(f"{self.stage.name}: {lost} {name} examples have over {longest} tokens.")
-            if not parts[name] and (name != "validation" or self.stage.data.validation_share):
+            if not parts[name] and (name != "validation" or self.stage.rows.validation_share):
                 raise DataError(f"{self.stage.name}: every {name} example has over {longest} tokens (data.max_tokens).")
         if self.method.needs_reference:
             flat = [example for examples in parts.values() for example in examples]
@@ -196,13 +261,30 @@ class StageRun:
                 with_reference(start.learner, flat, most, self.folder / "reference", self.progress("reference"))
             )
             parts = {name: [next(filled) for _ in examples] for name, examples in parts.items()}
+        running = recipe.attention, self.stage.tune.micro_batch_tokens
+        self.method, parts = taught_examples(
+            self.method, parts, self.whole.model, running, folder, self.progress("teacher")
+        )
         return parts
+
+    def remark(self, name: str) -> None:
+        """What the method has to say of the rows of a part."""
+        assert isinstance(self.method, Remarking)
+        for remark in self.method.remarks(getattr(self.rows, name)):
+            self.rows.ledger.notes.append(f"{name}: {remark}")
+            self.whole.listener.say(f"{self.stage.name}: {name}: {remark}")
+
+    def rivals(self, parts: dict[str, list[Example]]) -> list[Beside]:
+        """Plain models on the same rows, where the method is one that has rivals."""
+        if not rivals_of(self.method):
+            return []
+        rows = {name: rows_of(getattr(self.rows, name), examples) for name, examples in parts.items()}
+        return rivals_beside(self.method, rows, parts)
 
     def scored(self, start: Start, examples: list[Example], when: str) -> Figures:
         """The figures of the test rows."""
-        return score_rows(
-            start.learner, self.method, examples, self.stage.tune.micro_batch_tokens, self.progress(f"test rows {when}")
-        )
+        most, update = self.stage.tune.micro_batch_tokens, self.progress(f"test rows {when}")
+        return score_rows(start.learner, self.objective, examples, most, update)
 
     def progress(self, what: str) -> Any:
         """An update function that says what is being worked at."""
@@ -228,10 +310,10 @@ class StageRun:
         """What the stage was worth, as JSON values."""
         judge, seed = self.whole.recipe.judge, self.whole.recipe.seed
         groups = [group_of(example) for example in parts["test"]]
+        draws = (judge.resamples, seed, judge.confidence)
         figures: dict[str, Any] = {}
         for name in scores[1]:
             before, after = (by_group(found[name], groups) for found in scores)
-            draws = (judge.resamples, seed, judge.confidence)
             figures[name] = {
                 "before": asdict(figure(before, *draws)),
                 "after": asdict(figure(after, *draws)),
@@ -240,14 +322,18 @@ class StageRun:
                 "n": len(after[0]),
             }
         trained = sum(parameter.numel() for parameter in start.learner.trained().values())
+        rivals = self.rivals(parts)
+        if rivals:
+            add_rivals(figures, rivals, scores[1], groups, draws)
         return {
             "name": self.stage.name,
             "method": self.method.name,
             "start": self.stage.start,
             "primary_metric": self.method.primary,
             "higher_is_better": self.method.higher_is_better,
-            "verdict": verdict(self.method, figures[self.method.primary]),
+            "verdict": verdict(self.method, figures[self.method.primary], rivals),
             "figures": figures,
+            "rivals": [{"name": rival.name, "about": rival.about} for rival in rivals],
             "rows": {name: len(getattr(self.rows, name)) for name in parts},
             "examples": {name: len(examples) for name, examples in parts.items()},
             "ledger": {
@@ -270,13 +356,34 @@ class StageRun:
                 "trainable_parameters": trained,
                 "curve": {"train": history.train, "validation": history.validation},
             },
+            "shown": shown_rows(parts["train"], self.prompt.layout),
             "adapter": str(self.folder / "adapter"),
         }
 
 
+def plain(value: Any) -> Any:
+    """JSON values with None for a number that could not be measured (a precision where nothing was found)."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def group_of(example: Example) -> str:
-    """What is drawn together when rows are resampled: all examples of one row."""
-    return example.key
+    """What is drawn together when rows are resampled: all examples of one row, all rows of one prompt."""
+    return example.group or example.key
+
+
+def longest_example(stage: Stage, context_tokens: int) -> int:
+    """Most tokens of a sequence. A method that cuts windows keeps its own measure: none of them is dropped."""
+    window_tokens = int(getattr(stage.method, "window_tokens", 0))
+    if window_tokens > context_tokens:
+        raise DataError(
+            f"{stage.name}: method.window_tokens is {window_tokens}, but the model reads {context_tokens} tokens at "
+            f"most. Lower it to {context_tokens}."
+        )
+    return window_tokens or min(stage.rows.max_tokens, context_tokens)
 
 
 def length(example: Example) -> int:
@@ -289,12 +396,14 @@ def dropped_values(row: Dropped) -> dict[str, Any]:
     return {**asdict(replace(row)), "source": str(row.source)}
 
 
-def verdict(method: StageMethod, found: dict[str, Any]) -> str:
-    """One sentence: what the deciding figure did on the held-out rows."""
+def verdict(method: StageMethod, found: dict[str, Any], rivals: Sequence[Beside] = ()) -> str:
+    """One sentence: what the deciding figure did on the held-out rows, beside the strongest rival if there is one."""
     before, after, moved = found["before"]["value"], found["after"]["value"], found["change"]
     name = method.primary.replace("_", " ")
     if not math.isfinite(after):
         return f"{name} could not be measured on {found['n']} held-out rows."
+    if rivals and math.isfinite(found["rival"]["value"]):
+        return verdict_beside(method.primary, method.higher_is_better, found, rivals[-1].name)
     better = moved["value"] > 0 if method.higher_is_better else moved["value"] < 0
     shown = moved["low"] > 0 or moved["high"] < 0
     word = ("better" if better else "worse") if shown else "no difference shown"

@@ -36,7 +36,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class StepDone:
-    """What one optimizer step did. Tokens: with a loss; computed; of all sequences; of the padded batch."""
+    """What one optimizer step did. Tokens: with a loss; computed; of all sequences; of the padded batch.
+
+    `penalty` is the part of the loss that is one; None where the training has none.
+    """
 
     loss: float
     gradient_norm: float
@@ -44,6 +47,7 @@ class StepDone:
     computed_tokens: int
     sequence_tokens: int
     padded_tokens: int
+    penalty: float | None = None
 
 
 @dataclass
@@ -65,9 +69,8 @@ class History:
     def record_step(self, step: int, done: StepDone, rate: float) -> None:
         """One optimizer step done."""
         self.step = step + 1
-        self.train.append(
-            {"step": step + 1, "loss": done.loss, "learning_rate": rate, "gradient_norm": done.gradient_norm}
-        )
+        entry = {"step": step + 1, "loss": done.loss, "learning_rate": rate, "gradient_norm": done.gradient_norm}
+        self.train.append(entry if done.penalty is None else {**entry, "penalty": done.penalty})
         self.trained_tokens += done.trained_tokens
         self.computed_tokens += done.computed_tokens
         self.sequence_tokens += done.sequence_tokens

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from luthier.adapters import add_lora, fuse, load_lora, restore_lora, save_lora
 from luthier.errors import ModelError
+from luthier.forest.encoders import is_encoder
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
 from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, split_by_tokens
+from luthier.methods.heads.ordinal import Thresholds
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Adapter
@@ -44,7 +46,7 @@ class Learner(nn.Module):
 
     def batch(self, examples: ManyOf[Example]) -> Batch:
         """The forest of some examples, as this model reads it."""
-        return make_batch(examples, self.device)
+        return make_batch(examples, self.device, causal=not is_encoder(self.lm.config))
 
     def forward(self, batch: Batch) -> Outputs:
         """Log-probabilities where the batch has targets; what the task's head says where it has spans to read."""
@@ -137,17 +139,26 @@ def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
     return learner.eval()
 
 
-def read_heads(folder: Path) -> dict[str, nn.Linear]:
+def read_heads(folder: Path) -> dict[str, nn.Module]:
     """The heads that `Learner.save` wrote, none where there are none."""
     if not (folder / HEAD_FILE).is_file():
         return {}
     state = load_file(str(folder / HEAD_FILE))
-    heads: dict[str, nn.Linear] = {}
+    heads: dict[str, nn.Module] = {}
     for task in sorted({name.rpartition(".")[0] for name in state}):
-        weight, bias = state[f"{task}.weight"], state[f"{task}.bias"]
-        heads[task] = nn.Linear(weight.shape[1], weight.shape[0])
-        heads[task].load_state_dict({"weight": weight, "bias": bias})
+        own = {name.rpartition(".")[2]: tensor for name, tensor in state.items() if name.rpartition(".")[0] == task}
+        heads[task] = head_of(own)
     return heads
+
+
+def head_of(state: dict[str, Tensor]) -> nn.Module:
+    """The head a state is of: a linear layer, or one score with several thresholds."""
+    weight, bias = state["weight"], state.get("bias")
+    if bias is not None and len(bias) > len(weight):
+        return Thresholds(weight, bias)
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    head.load_state_dict(state)
+    return head
 
 
 def label_head(model: LoadedModel, prompt: ClassifyPrompt) -> nn.Linear:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from luthier.errors import TrainingError
-from luthier.methods.base import Example, Objective, split_by_tokens, weights_of
+from luthier.methods.base import Annotating, Batch, Example, Objective, Outputs, Varying, split_by_tokens, weights_of
 from luthier.recipe import Training
 from luthier.signals import Stop
 from luthier.training.checkpoint import (
@@ -32,6 +33,7 @@ from luthier.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from luthier.training.course import Course, Order, Penalty
 from luthier.training.learner import Learner
 
 Report = Callable[[Progress], None]
@@ -65,17 +67,22 @@ def train(
     folder: Path,
     report: Report,
     length_share: float = 1.0,
+    course: Course | None = None,
 ) -> History:
     """Train `learner` in place and leave it at its best validation; returns the history of the run.
 
     Without validation rows it is left at the last step. `length_share` makes the whole schedule that much shorter.
+    `course` is for rows of several tasks, and for a penalty.
 
     Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint.
     Raises TrainingError before an update with a loss or gradient that is not finite, and Stopped (after
     saving) on SIGINT or SIGTERM.
     """
-    num_steps = max(1, math.ceil(length_share * training.epochs * len(examples) / training.batch_size))
-    evaluate_every = training.evaluate_every or max(1, math.ceil(len(examples) / training.batch_size / 4))
+    course = course or Course()
+    order = course.order or partial(permutation, seed, num_rows=len(examples))
+    num_rows = len(order(0))
+    num_steps = max(1, math.ceil(length_share * training.epochs * num_rows / training.batch_size))
+    evaluate_every = training.evaluate_every or max(1, math.ceil(num_rows / training.batch_size / 4))
     schedule = Schedule(training.schedule, num_steps, round(training.warmup_share * num_steps))
     optimizer = make_optimizer(learner, training)
     torch.manual_seed(seed)
@@ -87,9 +94,10 @@ def train(
     with Stop() as stop:
         for step in range(history.step, num_steps):
             started = time.perf_counter()
-            rows = rows_of_step(step, training.batch_size, len(examples), seed)
+            rows = rows_in_order(step, training.batch_size, num_rows, order)
             factor = schedule.factor(step)
-            done = one_step(learner, objective, [examples[i] for i in rows], optimizer, factor, training, step)
+            chosen = varied(objective, [examples[i] for i in rows], seed, step)
+            done = one_step(learner, objective, chosen, optimizer, factor, training, step, course.penalty)
             history.record_step(step, done, training.learning_rate * factor)
             history.seconds += time.perf_counter() - started
             last = step + 1 == num_steps
@@ -124,20 +132,28 @@ def one_step(
     factor: float,
     training: Training,
     step: int,
+    penalty: Penalty | None = None,
 ) -> StepDone:
-    """One optimizer step over rows, in micro-batches."""
+    """One optimizer step over rows, in micro-batches; a penalty counts once, however the rows are cut."""
+    rows, computed = annotated(learner, objective, rows, training.micro_batch_tokens)
     learner.train()
     weights = weights_of(objective, rows)
     optimizer.zero_grad(set_to_none=True)
-    loss, computed, padded = 0.0, 0, 0
+    loss, padded = 0.0, 0
     for micro in split_by_tokens(rows, training.micro_batch_tokens):
         batch = learner.batch(micro)
         padded += batch.forest.num_padded_tokens
-        computed += batch.forest.num_padded_tokens if learner.backend == "padded" else batch.forest.num_tokens
+        computed += computed_tokens(learner, batch)
         out = objective.loss(learner(batch), batch)
         share = out.total / weights[batch.task]
         share.backward()
         loss += float(share.detach())
+    held = None
+    if penalty is not None:
+        term = penalty()
+        term.backward()
+        held = float(term.detach())
+        loss += held
     parameters = list(learner.trained().values())
     norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -153,7 +169,34 @@ def one_step(
     optimizer.step()
     lengths = sum(len(sequence.tokens) for example in rows for sequence in example.sequences)
     trained = sum(example.num_trained for example in rows)
-    return StepDone(loss, norm, trained, computed, lengths, padded)
+    return StepDone(loss, norm, trained, computed, lengths, padded, held)
+
+
+@torch.no_grad()
+def annotated(
+    learner: Learner, objective: Objective, rows: Sequence[Example], max_tokens: int
+) -> tuple[list[Example], int]:
+    """The rows with what the method notes on them beforehand, if it does, and the tokens computed for that.
+
+    The learner is put into evaluation mode where it is asked: a note is no matter of dropout.
+    """
+    if not isinstance(objective, Annotating):
+        return list(rows), 0
+    computed = 0
+
+    def ask(examples: Sequence[Example]) -> list[tuple[Outputs, Batch]]:
+        nonlocal computed
+        learner.eval()
+        batches = [learner.batch(micro) for micro in split_by_tokens(examples, max_tokens)]
+        computed += sum(computed_tokens(learner, batch) for batch in batches)
+        return [(learner(batch), batch) for batch in batches]
+
+    return objective.annotated(ask, rows), computed
+
+
+def computed_tokens(learner: Learner, batch: Batch) -> int:
+    """Tokens that go through the layers for a batch."""
+    return batch.forest.num_grouped_tokens if learner.backend == "padded" else batch.forest.num_tokens
 
 
 @torch.no_grad()
@@ -162,13 +205,14 @@ def evaluate(
 ) -> tuple[float, dict[str, float]]:
     """Loss and figures over examples: each figure is a ratio of sums over rows."""
     learner.eval()
+    examples, _ = annotated(learner, objective, examples, max_tokens)
     weights = weights_of(objective, examples)
     loss = 0.0
     sums: dict[str, list[float]] = {}
     for micro in split_by_tokens(examples, max_tokens):
         batch = learner.batch(micro)
         outputs = learner(batch)
-        loss += float(objective.loss(outputs, batch).total) / weights[batch.task]
+        loss += float(objective.loss(outputs, batch).total) / (weights[batch.task] or 1.0)  # rows of no weight: 0
         for name, (numerator_B, denominator_B) in objective.scores(outputs, batch).items():
             held = sums.setdefault(name, [0.0, 0.0])
             held[0] += float(numerator_B.sum())
@@ -194,13 +238,23 @@ def make_optimizer(learner: Learner, training: Training) -> torch.optim.Optimize
     return torch.optim.AdamW(listed, fused=True)
 
 
+def varied(objective: Objective, rows: list[Example], seed: int, step: int) -> list[Example]:
+    """The rows of a step as its method wants them this time; nothing but (seed, step) decides."""
+    return objective.varied(rows, seed, step) if isinstance(objective, Varying) else rows
+
+
 def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
     """Row indices of a step: each epoch is its own seeded permutation, and nothing but (seed, step) decides."""
-    rows = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, index = divmod(position, num_rows)
-        rows.append(int(permutation(seed, epoch, num_rows)[index]))
-    return rows
+    return rows_in_order(step, batch_size, num_rows, partial(permutation, seed, num_rows=num_rows))
+
+
+def rows_in_order(step: int, batch_size: int, num_rows: int, order: Order) -> list[int]:
+    """Row indices of a step, where epochs of `num_rows` rows in their `order` follow one another without a gap."""
+    begin, end = step * batch_size, (step + 1) * batch_size
+    epochs = range(begin // num_rows, (end - 1) // num_rows + 1)
+    stream = np.concatenate([order(epoch) for epoch in epochs])
+    first = begin - epochs[0] * num_rows
+    return [int(row) for row in stream[first : first + batch_size]]
 
 
 def permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:

@@ -14,10 +14,13 @@ Reading = Clm | Mlm | Plm | Sft | Distil
 Headed = Classify | MultiLabel | Ordinal | Regress | Tag
 Preferring = Reward | Dpo | Kto | Orpo | SimPo
 MethodSettings = Annotated[Reading | Headed | Preferring, Field(discriminator="kind")]
+# What learns no text to write: such a stage cannot be asked (`luthier answer`).
+SILENT = tuple(str(one.model_fields["kind"].default) for one in (*get_args(Headed), Reward, Mlm, Plm))
 METHODS = (*get_args(Reading), *get_args(Headed), *get_args(Preferring))
 
 __all__ = [
     "METHODS",
+    "SILENT",
     "Classify",
     "Clm",
     "Distil",

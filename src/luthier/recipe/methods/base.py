@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from luthier.recipe.base import Part
 
+ModelKind = Literal["decoder", "masked", "permuted", "any"]
+
 
 class MethodPart(Part):
-    """Settings of one method. `tune` holds the rates and lengths that suit it, where they differ from the rest."""
+    """Settings of one method. `tune` holds the rates and lengths that suit it, where they differ from the rest.
+
+    `model` says which models can learn it: those that write from left to right (`decoder`), that guess masked tokens
+    (`masked`), with XLNet's two streams (`permuted`), or `any`.
+    """
 
     kind: str
+    model: ClassVar[ModelKind] = "decoder"
     tune: ClassVar[dict[str, Any]] = {}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.recipe.methods.base import MethodPart
+from luthier.recipe.methods.base import MethodPart, ModelKind
 
 
 class Clm(MethodPart):
@@ -24,6 +24,7 @@ class Mlm(MethodPart):
     """Masked language modelling (Devlin et al. 2019), for encoders."""
 
     kind: Literal["mlm"] = "mlm"
+    model: ClassVar[ModelKind] = "masked"
     window_tokens: int = Field(512, ge=16, description="Most tokens of one window of a document.")
     mask_share: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are to be guessed.")
     whole_words: bool = Field(False, description="Choose whole words instead of single tokens.")
@@ -34,6 +35,7 @@ class Plm(MethodPart):
     """Permutation language modelling (Yang et al. 2019), for XLNet."""
 
     kind: Literal["plm"] = "plm"
+    model: ClassVar[ModelKind] = "permuted"
     window_tokens: int = Field(512, ge=16, description="Most tokens of one window of a document.")
     predicted_share: float = Field(
         1 / 6, gt=0, lt=1, description="Share of the tokens that are predicted, the last ones of each permutation."

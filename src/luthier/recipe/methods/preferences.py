@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from luthier.recipe.methods.base import MethodPart
 
@@ -37,6 +38,16 @@ class Dpo(MethodPart):
     )
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
 
+    @field_validator("label_smoothing")
+    @classmethod
+    def used(cls, value: float, info: ValidationInfo) -> float:
+        """Only two of the losses have a place for it."""
+        loss = info.data.get("loss")
+        if value and loss not in ("conservative", "robust", None):
+            message = "the loss {loss} takes none. Leave it out, or set loss: conservative or robust"
+            raise PydanticCustomError("unused", message, {"loss": loss})
+        return value
+
 
 class Kto(MethodPart):
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024), for single thumbs."""
@@ -45,8 +56,11 @@ class Kto(MethodPart):
     beta: float = Field(0.1, gt=0, strict=False, description="How strongly the policy is held to the reference.")
     good_weight: float = Field(1.0, gt=0, strict=False, description="Weight of good answers.")
     bad_weight: float = Field(1.0, gt=0, strict=False, description="Weight of bad answers.")
+    balanced: bool = Field(
+        False, description="Weigh the rarer thumb up, so that both sides count alike before these weights."
+    )
     reference_rows: int = Field(
-        16, ge=0, description="Rows of a step whose mismatched answers estimate the KL term; 0 = no KL term."
+        16, ge=0, description="Rows of a step that estimate the KL term, by answers to other prompts; 0 = no KL term."
     )
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
 

@@ -1,0 +1,265 @@
+"""The page of a run of stages: one self-contained HTML file, from the plain values of its result.
+
+One section a stage. What a stage trains decides which figures it has, so nothing here knows a figure by its name: each
+is a number before, a number after, and the change, all with their intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from luthier.report import charts
+from luthier.report.numbers import NOTHING, count, duration, known, size, words
+from luthier.report.page import (
+    NARROW,
+    TRAINING_FIELDS,
+    VERDICTS,
+    WIDE,
+    Values,
+    filled,
+    ledger_view,
+    rendered,
+    training_view,
+)
+
+METHOD_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "clm": "continued pre-training",
+        "mlm": "masked language modelling",
+        "plm": "permutation language modelling",
+        "sft": "supervised fine-tuning",
+        "distil": "distillation",
+        "classify": "classification head",
+        "multilabel": "multi-label head",
+        "ordinal": "ordinal head",
+        "regress": "regression head",
+        "tag": "tagging head",
+        "reward": "reward model",
+        "dpo": "direct preference optimisation (DPO)",
+        "kto": "Kahneman-Tversky optimisation (KTO)",
+        "orpo": "odds-ratio preference optimisation (ORPO)",
+        "simpo": "simple preference optimisation (SimPO)",
+    }
+)
+STARTS: Mapping[str, str] = MappingProxyType(
+    {
+        "stack": "a fresh adapter over the earlier stages; the saved one holds them all",
+        "continue": "the last stage's adapter, trained on",
+        "merge": "a fresh adapter over a model with the earlier stages in its weights",
+    }
+)
+TOP_FIELDS = ("adapter", "writes", "matrix", "environment", "recipe", "seed", "confidence", "model")
+MODEL_FIELDS = ("family", "parameters", "sha256")
+STAGE_FIELDS = ("rows", "examples", "ledger", "training", "adapter", "start", "shown", "rivals", "tasks")
+FIGURE_FIELDS = ("rivals", "rival", "gain", "gain_p", "p", "n")
+# How a verdict's sentence begins, and what stands on its badge.
+OPENINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "better": "better",
+        "worse": "worse",
+        "no difference": "no_difference",
+        "too few": "too_few_rows",
+        "mixed": "mixed",
+    }
+)
+BADGES: Mapping[str, tuple[str, str]] = MappingProxyType({**VERDICTS, "mixed": ("±", "Mixed")})
+
+
+def write_stages_page(path: str | Path, result: Values) -> None:
+    """Write the page of `result`. What UTF-8 cannot hold (half of a surrogate pair in a text) becomes `?`."""
+    Path(path).write_bytes(render_stages_page(result).encode("utf-8", errors="replace"))
+
+
+def render_stages_page(result: Values) -> str:
+    """The HTML text of a result of `luthier train`. Fields that may be missing may be absent or None."""
+    return rendered("stages_page.html", stages_view(result))
+
+
+# --- what the page shows --------------------------------------------------------------------------------------------
+
+
+def stages_view(result: Values) -> Values:
+    """Everything the template prints."""
+    run = filled(result, TOP_FIELDS)
+    run["model"] = filled(run["model"] or {"name": NOTHING}, MODEL_FIELDS)
+    stages = [stage_view(stage, number) for number, stage in enumerate(run["stages"], start=1)]
+    code = verdict_code(run["verdict"])
+    icon, name = BADGES[code] if code != "nothing_to_compare" else ("·", "Not measured")
+    view = {
+        "run": run,
+        "stages": stages,
+        "verdict": {"code": code, "icon": icon, "name": name, "sentence": sentence(run["verdict"])},
+        "level": f"{run['confidence']:.0%}" if run["confidence"] else NOTHING,
+        "figures": key_figures(stages),
+        "matrix": run["matrix"] and matrix_view(run["matrix"]),
+        "number": number_words,
+        "change": signed,
+    }
+    view["sections"] = sections(view)
+    return view
+
+
+def sections(view: Values) -> dict[str, str]:
+    """Anchor and title of the sections there are, in order."""
+    stages, run = view["stages"], view["run"]
+    entries = [
+        ("stages", "Every stage at a glance", len(stages) > 1),
+        *((stage["anchor"], stage["title"], True) for stage in stages),
+        ("matrix", "Every task after every stage", bool(view["matrix"])),
+        ("recipe", "Resolved recipe", bool(run["recipe"])),
+        ("environment", "Model and environment", True),
+        ("use", "Using the adapter", bool(run["adapter"])),
+    ]
+    return {anchor: title for anchor, title, present in entries if present}
+
+
+def verdict_code(sentence: str) -> str:
+    """What the badge says: the first words of a stage's verdict."""
+    return next((code for opening, code in OPENINGS.items() if sentence.startswith(opening)), "nothing_to_compare")
+
+
+def sentence(verdict: str) -> str:
+    """A verdict without the word that stands on its badge."""
+    opening, colon, rest = verdict.partition(": ")
+    told = rest if colon and verdict_code(opening) != "nothing_to_compare" else verdict
+    return capital(told).replace(" -> ", " → ")
+
+
+def key_figures(stages: Sequence[Values]) -> list[tuple[str, str, str]]:
+    """Label, value and small print of the strip under the verdict."""
+    last = stages[-1]
+    name, found = last["primary_metric"], last["primary"]
+    title = capital(words(name))
+    start, moved, other = found["before"], found["change"], "before"
+    if found["rival"] and found["gain"]:
+        start, moved, other = found["rival"], found["gain"], last["rivals"][-1]["name"] if last["rivals"] else "rival"
+    figures = [
+        (f"{title}, {other}", number_words(start["value"]), spread(start)),
+        (f"{title}, after", number_words(found["after"]["value"]), spread(found["after"])),
+        (f"After minus {other}", signed(moved["value"]), spread(moved, signed)),
+    ]
+    made = [stage["training"] for stage in stages if stage["training"]]
+    if made:
+        seconds = sum(training["seconds"] or 0.0 for training in made)
+        figures.append(("Training", duration(seconds), f"{count(sum(t['steps'] or 0 for t in made))} steps"))
+        peak = max(training["peak_rss_bytes"] or 0 for training in made)
+        figures.append(("Peak memory", size(peak) if peak else NOTHING, "of the process"))
+        computed, padded = (sum(t[name] or 0 for t in made) for name in ("computed_tokens", "padded_tokens"))
+        if computed and padded:
+            saved = f"{padded / computed:.1f} times fewer than padded"
+            figures.append(("Tokens computed", count(computed), saved))
+    return figures
+
+
+def stage_view(stage: Values, number: int) -> Values:
+    """One stage: its figures in reading order, its drawings, its training, its ledger."""
+    stage = filled(stage, STAGE_FIELDS)
+    primary = stage["primary_metric"]
+    names = [primary, *(name for name in stage["figures"] if name != primary)]
+    figures = {name: filled(stage["figures"][name], FIGURE_FIELDS) for name in names}
+    training = stage["training"] and filled(stage["training"], TRAINING_FIELDS)
+    drawn = training and training_view({**training, "method": stage["method"]})
+    method = METHOD_NAMES.get(stage["method"], words(stage["method"]))
+    return {
+        **stage,
+        "anchor": f"stage-{number}",
+        "title": f"{stage['name']}: {method}" if stage["name"] != stage["method"] else capital(method),
+        "method": method,
+        "start": STARTS.get(stage["start"] or "", NOTHING) if number > 1 else "a fresh adapter over the model",
+        "sentence": sentence(stage["verdict"]),
+        "primary": figures[primary],
+        "figures": figures,
+        "charts": {name: figure_chart(name, found) for name, found in figures.items()},
+        "rivals": stage["rivals"] or [],
+        "compared": any(found["rival"] for found in figures.values()),
+        "training": training,
+        "drawn": drawn and {**drawn, "columns": validation_columns(drawn["validation"])},
+        "ledger": ledger_view(stage["ledger"]),
+        "shown": stage["shown"] or [],
+    }
+
+
+def capital(text: str) -> str:
+    """A first letter as at the start of a sentence; the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def validation_columns(rows: Sequence[Values]) -> list[str]:
+    """Names of the figures that were validated beside the loss."""
+    return list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "loss", "accuracy"))) + (
+        ["accuracy"] if any(known(row["accuracy"]) for row in rows) else []
+    )
+
+
+def figure_chart(name: str, found: Values) -> Values | None:
+    """Before, after and the rival as dots with intervals; nothing where nothing could be measured."""
+    parts = [("Before", found["before"], False), ("After", found["after"], True)]
+    parts += [(rival, part, False) for rival, part in rivals_in(found).items()]
+    rows = [
+        charts.Interval(title, part["value"], bound(part["low"]), bound(part["high"]),
+                        f"{number_words(part['value'])} ({spread(part)})", marked, marked)
+        for title, part, marked in parts if known(part["value"])
+    ]  # fmt: skip
+    if not rows:
+        return None
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    ticks = charts.nice_ticks(min(ends), max(ends), 5)
+    axis = charts.Axis(ticks[0], ticks[-1], tuple((tick, number_words(tick)) for tick in ticks), words(name))
+    alt = f"{words(name)}, with interval. " + " ".join(f"{row.name}: {row.text}." for row in rows)
+    return {
+        "wide": charts.interval_plot(rows, axis, WIDE, alt),
+        "narrow": charts.interval_plot(rows, axis, NARROW, alt),
+    }
+
+
+def rivals_in(found: Values) -> Mapping[str, Values]:
+    """The plain models beside a figure, by name."""
+    if found["rivals"]:
+        return {capital(words(name)): part for name, part in found["rivals"].items()}
+    return {"Rival": found["rival"]} if found["rival"] else {}
+
+
+def matrix_view(matrix: Values) -> Values:
+    """Rows: after which stage; columns: the figure of each stage's held-out rows, None where there is none yet."""
+    rows = [
+        {"stage": row["stage"], "cells": [cell and {**cell, "spread": spread(cell)} for cell in row["scores"]]}
+        for row in matrix["rows"]
+    ]
+    return {"columns": matrix["columns"], "rows": rows, "notes": matrix.get("notes") or []}
+
+
+# --- how a figure of any size is written ----------------------------------------------------------------------------
+
+
+def number_words(value: float | None) -> str:
+    """Four significant digits, thousands parted: 1.013, 0.0004, 1,204."""
+    if value is None or not known(value):
+        return NOTHING
+    written = f"{value:,.0f}" if abs(value) >= 9999.5 else f"{value:.4g}"
+    return written.replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """The same with its sign; 0 has none."""
+    if value is None or not known(value):
+        return NOTHING
+    return number_words(value) if value <= 0 else f"+{number_words(value)}"
+
+
+def spread(found: Values, write: Any = number_words) -> str:
+    """`0.98 to 1.04`."""
+    if not (known(found["low"]) and known(found["high"])):
+        return "no interval"
+    return f"{write(found['low'])} to {write(found['high'])}"
+
+
+def bound(value: float | None) -> float | None:
+    """An end of an interval that can be drawn."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+__all__ = ["render_stages_page", "write_stages_page"]

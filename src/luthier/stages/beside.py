@@ -1,0 +1,75 @@
+"""What stands beside a trained model's figures: its plain rivals, and the rows that gave it no example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ManyOf
+from dataclasses import asdict
+from typing import Any
+
+from luthier.corpus.lines import Problem
+from luthier.corpus.wire import key_of
+from luthier.evaluation.held_out import Figures, by_group, change, change_p, figure
+from luthier.evaluation.rivals import Beside
+from luthier.methods.base import Example
+from luthier.records import Ledger
+from luthier.stages.rows import dropped
+
+Draws = tuple[int, int, float]  # resamples, seed, confidence
+
+
+def account(
+    ledger: Ledger, split: str, rows: ManyOf[Any], examples: tuple[ManyOf[Example], ManyOf[Example]], most: int
+) -> None:
+    """Write the rows of which no example is left into the ledger. `examples`: as viewed, and those kept of them."""
+    viewed, kept = ({example.key for example in some} for some in examples)
+    for row in rows:
+        key = key_of(row)
+        if key in viewed and key not in kept:
+            detail = f"it has over {most} tokens (data.max_tokens, or the model's context)."
+            ledger.dropped.append(dropped(split, row, Problem("too_long", detail)))
+            ledger.kept[split] -= 1
+
+
+def account_unread(ledger: Ledger, split: str, rows: ManyOf[Any], viewed: ManyOf[Example]) -> None:
+    """Write the rows that a head cannot read into the ledger."""
+    there = {example.key for example in viewed}
+    for row in rows:
+        if key_of(row) not in there:
+            detail = "the tokenizer leaves its text, or one of its words, without a token of its own. Mend the text."
+            ledger.dropped.append(dropped(split, row, Problem("no_token", detail)))
+            ledger.kept[split] -= 1
+
+
+def rows_of(rows: ManyOf[Any], examples: ManyOf[Example]) -> list[Any]:
+    """The row of each example. Rows of one text count as one here: a rival sees the text alone."""
+    by_key = {key_of(row): row for row in rows}
+    return [by_key[example.key] for example in examples]
+
+
+def add_rivals(
+    figures: dict[str, Any], rivals: ManyOf[Beside], after: Figures, groups: ManyOf[str], draws: Draws
+) -> None:
+    """Each rival's value beside every figure, and against the strongest of them, which is the last, the gain.
+
+    `rivals` {name: figure}; `rival` the strongest one's figure, `gain` after - rival with its interval, `gain_p`.
+    """
+    for name, found in figures.items():
+        sums = {rival.name: by_group(rival.figures[name], groups) for rival in rivals}
+        found["rivals"] = {rival: asdict(figure(sums_G, *draws)) for rival, sums_G in sums.items()}
+        strongest, trained = sums[rivals[-1].name], by_group(after[name], groups)
+        found["rival"] = found["rivals"][rivals[-1].name]
+        found["gain"] = asdict(change(strongest, trained, *draws))
+        found["gain_p"] = change_p(strongest, trained, draws[0], draws[1])
+
+
+def verdict_beside(name: str, higher_is_better: bool, found: dict[str, Any], rival: str) -> str:
+    """One sentence: the deciding figure after training, beside the strongest rival's; an untrained head has none."""
+    gain = found["gain"]
+    better = gain["value"] > 0 if higher_is_better else gain["value"] < 0
+    shown = gain["low"] > 0 or gain["high"] < 0
+    word = ("better" if better else "worse") if shown else "no difference shown"
+    return (
+        f"{word}: {name.replace('_', ' ')} {found['after']['value']:.4g} beside {found['rival']['value']:.4g} of "
+        f"{rival} on {found['n']} held-out rows, difference {gain['value']:+.4g} "
+        f"[{gain['low']:+.4g}, {gain['high']:+.4g}]."
+    )

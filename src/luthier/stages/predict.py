@@ -1,0 +1,130 @@
+"""A finished stage with a head as an object that answers texts: labels, grades, numbers, tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as ManyOf
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from luthier.errors import DataError, RunError, did_you_mean
+from luthier.methods.base import Example, split_by_tokens
+from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, RegressHead, TagHead
+from luthier.methods.heads.texts import text_sequences, word_sequences
+from luthier.methods.registry import make_stage_method
+from luthier.models import load_model
+from luthier.recipe.methods import MethodSettings
+from luthier.records import Sequence
+from luthier.runtime import set_up_torch
+from luthier.stages.answer import merged_below, read_result, stage_folder
+from luthier.training.learner import Learner, load_learner
+
+METHOD_FILE = "method.json"
+BATCH_TOKENS = 4096
+
+Head = ClassifyHead | MultiLabelHead | OrdinalHead | RegressHead | TagHead
+
+
+@dataclass(frozen=True)
+class HeadPredictor:
+    """What `luthier.stages.load_head(run)` returns."""
+
+    learner: Learner
+    method: Head
+    tokenizer: Any
+    context_tokens: int
+
+    @torch.no_grad()
+    def predict(self, texts: ManyOf[str]) -> list[dict[str, Any]]:
+        """What the head says of each text, in their order: `label`, `labels`, `number` or `tags`, and probabilities.
+
+        Words to be tagged are parted by white space. DataError where a text cannot be read.
+        """
+        if isinstance(texts, str):
+            raise TypeError('predict takes a list of texts: predict(["..."])')
+        self.learner.eval()
+        examples = [
+            Example((self.checked(sequence, number),), key=str(number - 1))
+            for number, sequence in enumerate(self.sequences(texts), start=1)
+        ]
+        found: dict[int, dict[str, Any]] = {}
+        for micro in split_by_tokens(examples, BATCH_TOKENS):
+            batch = self.learner.batch(micro)
+            logits_PL = self.learner(batch).logits_PL
+            assert logits_PL is not None, "every text is read"
+            for row, example in enumerate(micro):
+                found[int(example.key)] = self.method.answer(logits_PL[batch.row_P == row])
+        return [found[number] for number in range(len(examples))]
+
+    def sequences(self, texts: ManyOf[str]) -> list[Sequence | None]:
+        """The texts as the head was trained to read them."""
+        if not isinstance(self.method, TagHead):
+            return text_sequences(self.tokenizer, texts)
+        settings = self.method.settings
+        return word_sequences(self.tokenizer, [tuple(text.split()) for text in texts], settings.reads, settings.twice)
+
+    def checked(self, sequence: Sequence | None, number: int) -> Sequence:
+        """The sequence, if there is something to read and room for it."""
+        if sequence is None or not sequence.reads:
+            raise DataError(f"text {number}: the tokenizer leaves it, or one of its words, without a token. Mend it.")
+        if len(sequence.tokens) > self.context_tokens:
+            size = f"{len(sequence.tokens):,} tokens; the model reads {self.context_tokens:,}"
+            raise DataError(f"text {number}: it has {size}. Give it in parts.")
+        return sequence
+
+
+def load_head(run: str | Path, stage: str | None = None, attention: str = "auto") -> HeadPredictor:
+    """The head that a stage of a finished run left: the last one with a head, or the stage of that name.
+
+    Raises RunError where the run is not finished, the stage has no head, or the model is another one now.
+    """
+    folder, result = Path(run), read_result(Path(run))
+    number, left = head_stage(folder, result["stages"], stage)
+    method = restored(left / METHOD_FILE)
+    recipe = yaml.safe_load(result["recipe"])
+    set_up_torch()
+    merged = merged_below(folder, result["stages"], number)
+    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"])
+    if merged is None and model.sha256 != result["model"]["sha256"]:
+        raise RunError(
+            f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '
+            f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
+        )
+    return HeadPredictor(load_learner(model, left, attention), method, model.tokenizer, model.context_tokens)
+
+
+def head_stage(folder: Path, stages: list[dict[str, Any]], name: str | None) -> tuple[int, Path]:
+    """Number and adapter folder of the stage to ask."""
+    lefts = [stage_folder(folder, stages, number) / "adapter" for number in range(len(stages))]
+    names = [stage["name"] for stage in stages]
+    headed = [number for number, stage in enumerate(stages) if stage["method"] in HEADS]
+    if name is not None and name not in names:
+        raise RunError(f'{folder}: no stage "{name}"; there is {", ".join(names)}.{did_you_mean(name, names)}')
+    if not headed or (name is not None and names.index(name) not in headed):
+        has = f"; {', '.join(names[number] for number in headed)} has one" if headed else ""
+        asked = f'stage "{name}" has no head' if name is not None else "no stage has a head"
+        raise RunError(f"{folder}: {asked} to label texts with{has}. A model that writes is asked by `luthier answer`.")
+    number = headed[-1] if name is None else names.index(name)
+    return number, lefts[number]
+
+
+HEADS = ("classify", "multilabel", "ordinal", "regress", "tag")
+
+
+def restored(path: Path) -> Head:
+    """The method with what it had learnt from its rows."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings: Any = TypeAdapter(MethodSettings).validate_python(stored["settings"])
+        method: Any = make_stage_method(settings)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise RunError(f"{path}: missing, damaged or from another version. Run the recipe again.") from None
+    learnt = {field.name for field in fields(method)} - {"name", "settings"}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    head: Head = replace(method, **{name: values[name] for name in learnt & values.keys()})
+    return head

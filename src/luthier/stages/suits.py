@@ -1,0 +1,53 @@
+"""Whether a recipe's model can learn what its stages teach: asked before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.errors import RecipeError
+from luthier.forest.encoders import HEADS, PERMUTED
+from luthier.models import LoadedModel
+from luthier.recipe.stages import TrainRecipe
+
+MASKED_FAMILIES = ", ".join(sorted(set(HEADS) - {PERMUTED}))
+
+
+def refuse_unsuited(recipe: TrainRecipe, model: LoadedModel) -> None:
+    """RecipeError that names every method the model cannot learn."""
+    problems = []
+    for number, stage in enumerate(recipe.stages):
+        for name, task in stage.each.items():
+            where = f"stages.{number}.tasks.{name}.method" if stage.tasks else f"stages.{number}.method"
+            problems += [f"{where}: {problem}" for problem in method_problems(task.method, model)]
+    if problems:
+        raise RecipeError(f"recipe {recipe.name}", problems)
+
+
+def method_problems(method: Any, model: LoadedModel) -> list[str]:
+    """What speaks against one method on this model."""
+    wrong = kind_problem(method, model)
+    if wrong is not None:
+        return [wrong]
+    if method.model == "masked" and model.tokenizer.mask_token_id is None:
+        return [
+            f'the tokenizer of "{model.name}" has no mask token, which {method.kind} puts in the place of words. '
+            "Give the folder of a model that was trained with one."
+        ]
+    return []
+
+
+def kind_problem(method: Any, model: LoadedModel) -> str | None:
+    """A method that needs another kind of model."""
+    kind = "decoder" if model.causal else "permuted" if model.family == PERMUTED else "masked"
+    if method.model in ("any", kind):
+        return None
+    what = f'"{model.name}" is {"a decoder" if model.causal else "an encoder"} ({model.family})'
+    instead = {"decoder": "clm", "masked": "mlm", "permuted": "plm"}[kind]
+    if method.model == "masked":
+        return f"{method.kind} needs an encoder that guesses masked tokens ({MASKED_FAMILIES}); {what}. Use {instead}."
+    if method.model == "permuted":
+        return f"{method.kind} needs a model with two-stream attention ({PERMUTED}); {what}. Use {instead}."
+    return (
+        f"{method.kind} needs a decoder, which writes text from left to right; {what}. Use {instead} or a head "
+        "(classify, tag, ...), or give a decoder as model."
+    )
