@@ -159,7 +159,7 @@ def configured(kind: str, settings: Any, common: dict[str, Any]) -> tuple[type, 
     if kind == "kto":
         sides = {"desirable_weight": settings.good_weight, "undesirable_weight": settings.bad_weight}
         own = {"beta": settings.beta, "train_sampling_strategy": "sequential", "precompute_ref_log_probs": True}
-        return Kto, KTOConfig(**common, **own, **sides)
+        return Kto, KTOConfig(**{**common, **own, **sides})
     if kind == "orpo":
         return Orpo, ORPOConfig(**common, beta=settings.weight)
     if kind == "simpo":

@@ -10,7 +10,13 @@ from luthier.recipe.base import Part
 
 
 class Adapter(Part):
-    """The low-rank adapter (LoRA, Hu et al. 2021), saved in PEFT's format."""
+    """The low-rank adapter (LoRA, Hu et al. 2021), saved in PEFT's format; or none, and a head alone learns."""
+
+    kind: Literal["lora", "none"] = Field(
+        "lora",
+        description="`lora`; `none` trains a head on the frozen model (a linear probe): what it reads is computed "
+        "once and kept, and epochs cost seconds. For stages with a head.",
+    )
 
     rank: int = Field(16, ge=1, description="Rank of the update.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update counts alpha / rank.")

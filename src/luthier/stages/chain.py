@@ -22,14 +22,13 @@ from luthier.adapters import folded, joined_lora, name_base_model
 from luthier.files import content_hash, new_folder, sha256
 from luthier.models import LoadedModel, load_model, public_name
 from luthier.recipe.stages import Stage
-from luthier.training.learner import HEAD_FILE, Learner, continued_learner, new_learner
-
-ADAPTER_FILE = "adapter_model.safetensors"
+from luthier.training.learner import ADAPTER_FILE, HEAD_FILE, Learner, continued_learner, new_learner
+from luthier.training.probe import ProbeLearner
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a stage left: the model to load, and the folder of the adapter over it (None before the first stage)."""
+    """What a stage left: the model to load, and the folder of the adapter over it (None where there is none yet)."""
 
     model: str
     adapter: Path | None = None
@@ -51,14 +50,18 @@ class Start:
     def save(self, trained: Path, target: Path) -> None:
         """Write the adapter of the stage: `trained` is the folder of its best weights."""
         with new_folder(target) as aside:
-            if self.below is None:
+            if isinstance(self.learner, ProbeLearner):
+                for source in (trained,) if self.below is None else (self.below, trained):
+                    shutil.copytree(source, aside, dirs_exist_ok=True)
+            elif self.below is None:
                 shutil.copytree(trained, aside, dirs_exist_ok=True)
-                (aside / "checksums.json").unlink(missing_ok=True)
             else:
                 joined_lora(self.below, trained, aside)
                 if (trained / HEAD_FILE).is_file():
                     shutil.copy2(trained / HEAD_FILE, aside / HEAD_FILE)
-            name_base_model(aside, public_name(self.base.name))
+            (aside / "checksums.json").unlink(missing_ok=True)
+            if (aside / ADAPTER_FILE).is_file():
+                name_base_model(aside, public_name(self.base.name))
 
 
 def start_stage(
@@ -71,6 +74,11 @@ def start_stage(
         name = str(merged_model(before, folder / "model"))
     model = load_model(name, precision=precision, encoders=True)
     below = before.adapter if stage.start == "stack" else None
+    if stage.tune.adapter.kind == "none":
+        below = None if stage.start == "merge" else before.adapter
+        if below is not None:
+            folded(model.model, below)
+        return Start(ProbeLearner(model, heads, attention, folder / "features"), model, below)
     if stage.start == "continue" and before.adapter is not None:
         return Start(continued_learner(model, before.adapter, attention, heads), model, None)
     if below is not None:

@@ -39,6 +39,7 @@ from luthier.stages.shown import shown_rows
 from luthier.stages.suits import refuse_unsuited
 from luthier.stages.teaching import refuse_other_teachers, taught_examples, taught_rows, teaching_key
 from luthier.training.checkpoint import History, Progress
+from luthier.training.learner import ADAPTER_FILE
 from luthier.training.loop import train as train_loop
 
 METHOD_FILE = "method.json"  # beside an adapter: what a head's outputs mean
@@ -180,7 +181,9 @@ class StageRun:
     def left(self) -> Left:
         """What the next stage starts from."""
         merged = self.folder / "model"
-        return Left(str(merged) if self.stage.start == "merge" else self.before.model, self.folder / "adapter")
+        adapter = self.folder / "adapter"
+        model = str(merged) if self.stage.start == "merge" else self.before.model
+        return Left(model, adapter if (adapter / ADAPTER_FILE).is_file() else None)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -217,6 +220,8 @@ class StageRun:
         settle_heads(self, start.learner, fresh)
         parts = self.made = self.examples(start)
         plan = plan_of(self, start, parts)
+        every = [*plan.train, *plan.validation, *parts["test"]]
+        start.learner.prepare(every, training.micro_batch_tokens)
         before = self.scored(start, parts["test"], "before")
         reset_peak_memory()
         history = train_loop(

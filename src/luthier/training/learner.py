@@ -20,7 +20,7 @@ from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Adapter
 
-HEAD_FILE = "head.safetensors"
+ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
 CALIBRATION_ROWS = 64  # training rows on which a fresh head is centred
 
 
@@ -57,6 +57,9 @@ class Learner(nn.Module):
             logits_PL=self.heads[batch.task](readout(forest, hidden_ND).float()) if len(batch.row_P) else None,
         )
 
+    def prepare(self, examples: ManyOf[Example], max_tokens: int) -> None:
+        """Told of all examples before the first step; most learners have nothing to prepare."""
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -73,6 +76,15 @@ class Learner(nn.Module):
         restore_lora(self.wrapper, folder)
         if self.heads:
             self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
+
+
+class Bare(nn.Module):
+    """A frozen model without an adapter, in the place where other learners have PEFT's wrapper."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.base_model = nn.Module()
+        self.base_model.model = model
 
 
 def new_learner(
@@ -132,7 +144,8 @@ def unloaded(learner: Learner) -> None:
 def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
     """A trained learner, frozen."""
     chosen, _ = choose_backend(model.model, backend)
-    wrapper = load_lora(model.model, folder)
+    probe = not (folder / ADAPTER_FILE).is_file() and (folder / HEAD_FILE).is_file()
+    wrapper = Bare(model.model) if probe else load_lora(model.model, folder)
     fuse(wrapper, model.precision)
     learner = Learner(wrapper, read_heads(folder), chosen)
     learner.requires_grad_(False)

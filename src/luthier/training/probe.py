@@ -20,7 +20,7 @@ from luthier.forest.forward import choose_backend, hidden_states, readout
 from luthier.methods.base import Batch, Example, Outputs, split_by_tokens
 from luthier.models import LoadedModel
 from luthier.records import Sequence
-from luthier.training.learner import HEAD_FILE, Learner
+from luthier.training.learner import HEAD_FILE, Bare, Learner
 
 FEATURES = "features.safetensors"
 
@@ -39,24 +39,29 @@ class ProbeLearner(Learner):
         self.features: dict[str, Tensor] = load_file(str(folder / FEATURES)) if (folder / FEATURES).is_file() else {}
         self.folder = folder
 
-    @torch.no_grad()
-    def compute(self, examples: ManyOf[Example], max_tokens: int) -> int:
-        """Compute the features that are not there yet and keep them; returns how many sequences that were."""
+    def prepare(self, examples: ManyOf[Example], max_tokens: int) -> None:
+        """Compute the features that are not there yet, and keep them on disk."""
         missing = [e for e in examples if any(feature_key(s) not in self.features for s in e.sequences)]
         for micro in split_by_tokens(missing, max_tokens):
-            batch = super().batch(micro)
-            read_PD = readout(batch.forest, hidden_states(self.lm, batch.forest, self.backend)).float()
-            sequences = [sequence for example in micro for sequence in example.sequences]
-            parts = read_PD.split([len(sequence.reads) for sequence in sequences])
-            self.features |= {feature_key(s): part.clone() for s, part in zip(sequences, parts, strict=True)}
+            self.read(self.batch(micro))
         if missing:
             with new_folder(self.folder) as aside:
                 save_file(self.features, str(aside / FEATURES))
-        return sum(len(example.sequences) for example in missing)
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> None:
+        """The features of a batch's sequences."""
+        read_PD = readout(batch.forest, hidden_states(self.lm, batch.forest, self.backend)).float().cpu()
+        sequences = batch.forest.sequences
+        parts = read_PD.split([len(sequence.reads) for sequence in sequences])
+        self.features |= {feature_key(s): part.clone() for s, part in zip(sequences, parts, strict=True)}
 
     def forward(self, batch: Batch) -> Outputs:
         """What the task's head says of the kept features."""
-        rows_PD = torch.cat([self.features[feature_key(sequence)] for sequence in batch.forest.sequences])
+        keys = [feature_key(sequence) for sequence in batch.forest.sequences]
+        if any(key not in self.features for key in keys):
+            self.read(batch)
+        rows_PD = torch.cat([self.features[key] for key in keys])
         return Outputs(logits_PL=self.heads[batch.task](rows_PD.to(self.device)))
 
     def save(self, folder: Path) -> None:
@@ -67,15 +72,6 @@ class ProbeLearner(Learner):
     def load(self, folder: Path) -> None:
         """Put back in place what `save` wrote."""
         self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
-
-
-class Bare(nn.Module):
-    """The frozen model, where other learners have an adapter around it."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.base_model = nn.Module()
-        self.base_model.model = model
 
 
 def feature_key(sequence: Sequence) -> str:

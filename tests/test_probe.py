@@ -1,0 +1,112 @@
+"""A linear probe: kept features equal computed ones, the model runs once a row, and what comes out answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from luthier.errors import TrainingError
+from luthier.methods.base import MAIN, Example
+from luthier.methods.heads import ClassifyHead
+from luthier.models import load_model
+from luthier.prompts import Dialogue, Layout
+from luthier.recipe.methods import Classify
+from luthier.recipe.training import Training
+from luthier.records import Labelled, Source
+from luthier.stages import train
+from luthier.training.learner import load_learner
+from luthier.training.loop import evaluate, make_optimizer, one_step
+from luthier.training.probe import FEATURES, ProbeLearner
+from tiny import tiny_folder
+
+SPORTS = ["a goal won the match", "the team won the match", "a new goal by the team", "the match won by a team"]
+POLITICS = ["the senate passed a law", "a vote on the law", "a new law passed", "the vote in the senate"]
+
+
+def labelled(text: str, label: str) -> Labelled:
+    return Labelled(text, label, Source("rows.jsonl", 1), f"{text} {label}")
+
+
+ROWS = [labelled(t, "S") for t in SPORTS] + [labelled(t, "P") for t in POLITICS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model")
+
+
+def probe(folder: Path, kept: Path) -> tuple[ProbeLearner, ClassifyHead, list[Example]]:
+    model = load_model(str(folder))
+    method = ClassifyHead(settings=Classify()).fitted(ROWS)
+    examples = method.view(Dialogue(Layout(model.tokenizer)), ROWS)
+    return ProbeLearner(model, method.heads(model.hidden_size), "auto", kept), method, examples
+
+
+def passes(learner: ProbeLearner) -> list[int]:
+    """Counts the passes of the model's body from here on."""
+    counted: list[int] = []
+    learner.lm.model.register_forward_hook(lambda *_: counted.append(1))
+    return counted
+
+
+def test_kept_features_equal_those_of_a_fresh_pass(folder, tmp_path):
+    learner, _, examples = probe(folder, tmp_path / "features")
+    learner.prepare(examples, 64)
+    batch = learner.batch(examples)
+    kept = learner(batch).logits_PL
+    learner.features.clear()
+    assert torch.allclose(kept, learner(batch).logits_PL, atol=1e-6)
+    alone = torch.cat([learner(learner.batch([example])).logits_PL for example in examples])
+    assert torch.allclose(kept, alone, atol=1e-6)
+
+
+def test_the_model_runs_once_for_each_row_and_never_again(folder, tmp_path):
+    learner, method, examples = probe(folder, tmp_path / "features")
+    counted = passes(learner)
+    learner.prepare(examples, 64)
+    first = len(counted)
+    assert first > 0 and (tmp_path / "features" / FEATURES).is_file()
+    settings = Training(batch_size=4, head_learning_rate=0.05)
+    optimizer = make_optimizer(learner, settings)
+    before, _ = evaluate(learner, method, examples, 4096)
+    for step in range(30):
+        one_step(learner, method, examples[step % 2 :: 2], optimizer, 1.0, settings, step)
+    after, figures = evaluate(learner, method, examples, 4096)
+    assert len(counted) == first and after < 0.3 * before and figures["accuracy"] == 1.0
+    again, _, _ = probe(folder, tmp_path / "features")
+    counted = passes(again)
+    again.prepare(examples, 64)
+    assert not counted
+    more = replace(examples[0], sequences=(replace(examples[0].sequences[0], tokens=(5, 6, 7), reads=((0, 3),)),))
+    again.prepare([*examples, more], 64)
+    assert len(counted) == 1
+
+
+def test_only_the_head_is_trained(folder, tmp_path):
+    learner, _, _ = probe(folder, tmp_path / "features")
+    assert {name.split(".")[0] for name in learner.trained()} == {"heads"}
+
+
+def test_a_method_without_a_head_is_refused(folder, tmp_path):
+    with pytest.raises(TrainingError, match="trains a head only, and this method has none. Use it with classify"):
+        ProbeLearner(load_model(str(folder)), {}, "auto", tmp_path)
+
+
+def test_a_stage_with_a_probe_leaves_a_head_that_answers_alone(folder, tmp_path):
+    rows = tmp_path / "rows.csv"
+    lines = [f"{text},{label}" for label, texts in (("S", SPORTS), ("P", POLITICS)) for text in texts]
+    rows.write_text("text,label\n" + "\n".join(lines) + "\n")
+    recipe = tmp_path / "probe.yaml"
+    recipe.write_text(
+        f"model: {folder}\nprecision: float32\nstages:\n  - method: classify\n"
+        f"    data: {{train: {rows}, test_share: 0.25, validation_share: 0.25}}\n"
+        "    tune: {epochs: 20, batch_size: 4, head_learning_rate: 0.05, adapter: {kind: none}}\n"
+    )
+    result = train(recipe, tmp_path / "run")
+    left = Path(result["adapter"])
+    assert not (left / "adapter_model.safetensors").exists()
+    assert result["stages"][0]["training"]["trainable_parameters"] == 32 * 2 + 2
+    learner = load_learner(load_model(str(folder)), left, "auto")
+    assert isinstance(learner.heads[MAIN], nn.Linear) and not learner.trained()
