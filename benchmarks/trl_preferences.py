@@ -193,5 +193,16 @@ def make_trainer(
     if kind in ("orpo", "simpo"):
         common["remove_unused_columns"] = False
         common["max_length"] = max(len(s.tokens) for e in examples for s in e.sequences) + 1
+    if kind == "reward":
+        common["pad_token"] = unused_special(tokenizer, examples)
     maker, arguments = configured(kind, settings, common)
     return maker(model=model, args=arguments, train_dataset=dataset_of(kind, examples), processing_class=tokenizer)
+
+
+def unused_special(tokenizer: Any, examples: ManyOf[Example]) -> str:
+    """A special token that no row ends with. TRL's reward model reads the last token that is no padding; where the
+    padding is the end of turn, as in the starter model, that would be the one before it.
+    """
+    last = {sequence.tokens[-1] for example in examples for sequence in example.sequences}
+    names = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return str(next(name for name, number in names if number not in last))

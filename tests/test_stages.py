@@ -262,7 +262,7 @@ def test_what_a_result_holds(done):
     assert result["adapter"] == sft["adapter"] and result["verdict"] == sft["verdict"]
     value = sft["figures"]["bits_per_byte"]
     assert sft["verdict"].startswith(
-        f"better: bits per byte {value['before']['value']:.4g} -> {value['after']['value']:.4g} ("
+        f"no difference shown: bits per byte {value['before']['value']:.4g} -> {value['after']['value']:.4g} ("
     )
     assert json.loads((Path(sft["adapter"]) / "dialogue.json").read_text()) == {"layout": "chat", "system": ""}
     assert parse_stages(yaml.safe_load(result["recipe"])).stages[1].method.kind == "sft"

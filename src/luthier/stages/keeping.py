@@ -28,7 +28,7 @@ from luthier.training.course import Course, MixedOrder, Penalty, mixed_draws, re
 from luthier.training.learner import Learner, continued_learner, read_heads
 
 if TYPE_CHECKING:
-    from luthier.stages.run import StageRun
+    from luthier.stages.one import StageRun
 
 HELD_OUT = "held_out"  # folder of each task's sums by row, right after its own stage
 

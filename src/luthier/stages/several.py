@@ -14,8 +14,8 @@ from luthier.methods.base import MAIN, Example
 from luthier.methods.several import Part, Several, named, shares_of, task_key
 from luthier.records import Ledger
 from luthier.stages.chain import Start
+from luthier.stages.one import StageRun
 from luthier.stages.rows import StageRows
-from luthier.stages.run import StageRun
 from luthier.training.checkpoint import History
 
 

@@ -1,0 +1,267 @@
+"""One stage: rows, learner, figures before, training, figures after."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from luthier.errors import DataError
+from luthier.evaluation.held_out import Figures, score_rows
+from luthier.evaluation.rivals import Beside, rivals_beside, rivals_of
+from luthier.files import content_hash, write_json, write_text
+from luthier.methods.base import MAIN, Example, Objective
+from luthier.methods.registry import make_stage_method
+from luthier.methods.several import Part
+from luthier.methods.stage import Described, Remarking, StageMethod
+from luthier.peek import ledger_values
+from luthier.prompts import Dialogue, Layout
+from luthier.recipe.stages import Stage
+from luthier.run_folder import code_hash
+from luthier.runtime import reset_peak_memory
+from luthier.stages.beside import account, account_unread, rows_of
+from luthier.stages.chain import Left, Start, start_stage
+from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
+from luthier.stages.keeping import all_heads, matrix_row, plan_of, settle_heads
+from luthier.stages.reference import with_reference
+from luthier.stages.rows import StageRows, gather, viewed_rows
+from luthier.stages.shown import shown_rows
+from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
+from luthier.training.checkpoint import History, Progress
+from luthier.training.learner import ADAPTER_FILE
+from luthier.training.loop import train as train_loop
+
+if TYPE_CHECKING:
+    from luthier.stages.run import Stages
+
+METHOD_FILE = "method.json"  # beside an adapter: what a head's outputs mean
+
+PATHS: Any = {"data": {"train", "test"}, "tasks": {"__all__": {"data": {"train", "test"}}}}  # the rows themselves count
+
+
+@dataclass
+class StageRun:
+    """One stage: rows, learner, figures before, training, figures after."""
+
+    whole: Stages
+    stage: Stage
+    folder: Path
+    before: Left
+    earlier: tuple[StageRun, ...] = ()
+    made: dict[str, list[Example]] = field(default_factory=dict)  # its examples, once they are made
+
+    @cached_property
+    def rows(self) -> StageRows:
+        """The rows; the method decides which it takes."""
+        return gather(self.stage.rows, make_stage_method(self.stage.method), self.whole.recipe.seed)
+
+    @cached_property
+    def method(self) -> StageMethod:
+        """The method, with what the training rows decide."""
+        return make_stage_method(self.stage.method).fitted(self.rows.train)
+
+    @property
+    def tasks(self) -> dict[str, StageRun]:
+        """The stage's tasks by name: itself, where it has one."""
+        return {MAIN: self}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The methods by the task that examples name, with their shares of the loss."""
+        return {MAIN: Part(self.method, 1.0)}
+
+    @property
+    def objective(self) -> Objective:
+        """What is learnt."""
+        return self.method
+
+    def fresh_heads(self) -> dict[str, nn.Module]:
+        """Heads of the stage's own, untrained."""
+        return dict(self.method.heads(self.whole.model.hidden_size))
+
+    @cached_property
+    def prompt(self) -> Dialogue:
+        """How rows become texts."""
+        asking = self.stage.prompt
+        layout = Layout(self.whole.model.tokenizer)
+        if asking.layout == "chat" and not layout.has_template:
+            self.whole.listener.say(f'model "{self.whole.recipe.model}" has no chat template: a plain layout is used.')
+        return Dialogue(layout, asking.layout, asking.system)
+
+    @property
+    def left(self) -> Left:
+        """What the next stage starts from."""
+        merged = self.folder / "model"
+        adapter = self.folder / "adapter"
+        model = str(merged) if self.stage.start == "merge" else self.before.model
+        return Left(model, adapter if (adapter / ADAPTER_FILE).is_file() else None)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the stage depends on."""
+        recipe = self.whole.recipe
+        return {
+            "rows": self.rows.key,
+            "stage": self.stage.model_dump(exclude=PATHS),
+            "earlier": [run.inputs["rows"] for run in self.earlier],
+            "before": self.before.key,
+            "model": self.whole.model.sha256,
+            "teacher": [teaching_key(task.method) for task in self.stage.each.values()],
+            "settings": [recipe.seed, recipe.attention, recipe.precision, recipe.judge.model_dump()],
+        }
+
+    def run(self) -> dict[str, Any]:
+        """The stage's figures, from the run folder if it has been done."""
+        listener = self.whole.listener
+        listener.begin(self.stage.name)
+        for note in self.rows.ledger.notes:
+            listener.say(f"{self.stage.name}: {note}")
+        value, cached = self.whole.folder.stage(self.folder.name, self.inputs, self.compute)
+        listener.end(self.stage.name, cached, value["verdict"])
+        return value
+
+    def compute(self) -> dict[str, Any]:
+        """Everything anew, or taken up where the training was stopped."""
+        self.forget_other_training()
+        recipe, training = self.whole.recipe, self.stage.tune
+        heads, fresh = all_heads(self)
+        start = start_stage(
+            self.stage, self.before, self.folder, heads, (recipe.seed, recipe.attention, recipe.precision)
+        )
+        settle_heads(self, start.learner, fresh)
+        parts = self.made = self.examples(start)
+        plan = plan_of(self, start, parts)
+        every = [*plan.train, *plan.validation, *parts["test"]]
+        start.learner.prepare(every, training.micro_batch_tokens)
+        before = self.scored(start, parts["test"], "before")
+        reset_peak_memory()
+        history = train_loop(
+            start.learner, plan.objective, plan.train, plan.validation, training, recipe.seed,
+            self.folder / "training", self.report, course=plan.course,
+        )  # fmt: skip
+        after = self.scored(start, parts["test"], "after")
+        start.save(self.folder / "training" / "best", self.folder / "adapter")
+        for name, values in self.settings_texts().items():
+            write_json(self.folder / "adapter" / name, values)
+        figures = self.figures(start, parts, (before, after), history)
+        value = {**figures, "every_task": matrix_row(self, start, parts["test"], after)}
+        return {name: plain(part) for name, part in value.items()}
+
+    def settings_texts(self) -> dict[str, Any]:
+        """What serving needs beside the adapter, by file."""
+        texts = {"dialogue.json": self.stage.prompt.model_dump()}
+        return {**texts, METHOD_FILE: self.method.described()} if isinstance(self.method, Described) else texts
+
+    def examples(self, start: Start) -> dict[str, list[Example]]:
+        """The examples of each part, over-long ones in the ledger, with their reference where the method needs it."""
+        recipe, folder = self.whole.recipe, self.folder
+        self.rows = taught_rows(self.method, self.rows, self.prompt, recipe.seed, folder, self.whole.listener)
+        longest = longest_example(self.stage, start.base.context_tokens)
+        parts: dict[str, list[Example]] = {}
+        for name in ("train", "validation", "test"):
+            viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
+            parts[name] = [example for example in viewed if length(example) <= longest]
+            account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
+            if isinstance(self.method, Remarking):
+                account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed)
+                self.remark(name)
+            lost = len(viewed) - len(parts[name])
+            if lost:
+                self.whole.listener.say(f"{self.stage.name}: {lost} {name} examples have over {longest} tokens.")
+            if not parts[name] and (name != "validation" or self.stage.rows.validation_share):
+                raise DataError(f"{self.stage.name}: every {name} example has over {longest} tokens (data.max_tokens).")
+        if self.method.needs_reference:
+            flat = [example for examples in parts.values() for example in examples]
+            most = self.stage.tune.micro_batch_tokens
+            filled = iter(
+                with_reference(start.learner, flat, most, self.folder / "reference", self.progress("reference"))
+            )
+            parts = {name: [next(filled) for _ in examples] for name, examples in parts.items()}
+        running = recipe.attention, self.stage.tune.micro_batch_tokens
+        self.method, parts = taught_examples(
+            self.method, parts, self.whole.model, running, folder, self.progress("teacher")
+        )
+        return parts
+
+    def remark(self, name: str) -> None:
+        """What the method has to say of the rows of a part."""
+        assert isinstance(self.method, Remarking)
+        for remark in self.method.remarks(getattr(self.rows, name)):
+            self.rows.ledger.notes.append(f"{name}: {remark}")
+            self.whole.listener.say(f"{self.stage.name}: {name}: {remark}")
+
+    def rivals(self, parts: dict[str, list[Example]]) -> list[Beside]:
+        """Plain models on the same rows, where the method is one that has rivals."""
+        if not rivals_of(self.method):
+            return []
+        rows = {name: rows_of(getattr(self.rows, name), examples) for name, examples in parts.items()}
+        return rivals_beside(self.method, rows, parts)
+
+    def scored(self, start: Start, examples: list[Example], when: str) -> Figures:
+        """The figures of the test rows."""
+        most, update = self.stage.tune.micro_batch_tokens, self.progress(f"test rows {when}")
+        return score_rows(start.learner, self.objective, examples, most, update)
+
+    def progress(self, what: str) -> Any:
+        """An update function that says what is being worked at."""
+        return lambda done, total: self.whole.listener.update(done, total, what)
+
+    def report(self, progress: Progress) -> None:
+        """A step done."""
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
+        note = f"loss {progress.loss:.3f}" + (f", validation {figures}" if figures else "")
+        self.whole.listener.update(progress.step, progress.num_steps, note)
+
+    def forget_other_training(self) -> None:
+        """Checkpoints of other rows, settings or code must not be resumed."""
+        key = content_hash(self.inputs, code_hash())
+        mark = self.folder / "inputs.txt"
+        if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_text(mark, key)
+
+    def figures(
+        self, start: Start, parts: dict[str, list[Example]], scores: tuple[Figures, Figures], history: History
+    ) -> dict[str, Any]:
+        """What the stage was worth, as JSON values."""
+        judge = self.whole.recipe.judge
+        rivals = self.rivals(parts)
+        groups = [group_of(example) for example in parts["test"]]
+        figures = figure_values(scores, groups, judge, self.whole.recipe.seed, rivals)
+        trained = sum(parameter.numel() for parameter in start.learner.trained().values())
+        return {
+            "name": self.stage.name,
+            "method": self.method.name,
+            "start": self.stage.start,
+            "primary_metric": self.method.primary,
+            "higher_is_better": self.method.higher_is_better,
+            "verdict": verdict(self.method, figures[self.method.primary], judge.confidence, rivals),
+            "figures": figures,
+            "rivals": [{"name": rival.name, "about": rival.about} for rival in rivals],
+            "rows": {name: len(getattr(self.rows, name)) for name in parts},
+            "examples": {name: len(examples) for name, examples in parts.items()},
+            "ledger": ledger_values(self.rows.ledger),
+            "training": training_values(history, trained),
+            "shown": shown_rows(parts["train"], self.prompt.layout),
+            "adapter": str(self.folder / "adapter"),
+        }
+
+
+def longest_example(stage: Stage, context_tokens: int) -> int:
+    """Most tokens of a sequence. A method that cuts windows keeps its own measure: none of them is dropped."""
+    window_tokens = int(getattr(stage.method, "window_tokens", 0))
+    if window_tokens > context_tokens:
+        raise DataError(
+            f"{stage.name}: method.window_tokens is {window_tokens}, but the model reads {context_tokens} tokens at "
+            f"most. Lower it to {context_tokens}."
+        )
+    return window_tokens or min(stage.rows.max_tokens, context_tokens)
+
+
+def length(example: Example) -> int:
+    """Tokens of the longest sequence."""
+    return max(len(sequence.tokens) for sequence in example.sequences)
