@@ -185,7 +185,7 @@ def run_child(child: str, folder: Path, threads: int) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", child, "--folder", str(folder)]
+    command = [sys.executable, *sys.argv, "--child", child, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the {child} child failed:\n{done.stderr.strip()[-4000:]}")

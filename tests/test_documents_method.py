@@ -1,6 +1,7 @@
 """Continued pre-training on documents: every token but the first is predicted once, and bits are counted on bytes."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from luthier.corpus.lines import Problem
-from luthier.errors import ModelError, RecipeError
+from luthier.errors import DataError, ModelError, RecipeError
 from luthier.methods.base import Outputs, make_batch
 from luthier.methods.documents import DocumentClm, end_of_text
 from luthier.methods.registry import make_stage_method
@@ -20,7 +21,10 @@ from luthier.prompts import Dialogue, Layout
 from luthier.recipe import Adapter
 from luthier.recipe.methods import Clm
 from luthier.recipe.stages import parse_stages
-from luthier.records import Conversation, Document, Labelled, Message, Source
+from luthier.records import Conversation, Document, Labelled, Ledger, Message, Source
+from luthier.stages import train
+from luthier.stages.beside import account_unread
+from luthier.stages.figures import group_of
 from luthier.training.learner import new_learner
 from tiny import tiny_tokenizer
 
@@ -75,13 +79,51 @@ def test_documents_are_never_in_one_window_and_groups_are_drawn_together():
         "Text goal<|endoftext|>",
         "Text team<|endoftext|>",
     ]
-    assert len({example.key for example in apart}) == 2 and len({example.key for example in together}) == 1
+    for examples, drawn in ((apart, 2), (together, 1)):
+        assert len({example.key for example in examples}) == 2 and len({group_of(e) for e in examples}) == drawn
 
 
 def test_a_document_of_one_token_has_nothing_to_predict_but_its_end():
     assert view("Text", end_documents=False) == []
     (example,) = view("Text")
     assert example.num_bytes == 0 and example.sequences[0].tokens[1:] == (0,)
+
+
+@pytest.mark.parametrize("group", [None, "book 1"])
+def test_a_document_with_nothing_to_predict_is_in_the_ledger(group):
+    """Also where others of its group have windows."""
+    source = Source("x.txt", 1, group=group)
+    rows = [Document(text, source) for text in ("Text", "Text goal", "xyz" * 20)]
+    clm = method(end_documents=False)
+    ledger = Ledger(rows_in={"train": 3}, kept={"train": 3})
+    account_unread(ledger, "train", rows, clm.view(PROMPT, rows), clm.passed)
+    ledger.check()
+    assert ledger.kept == {"train": 2} and [(row.reason, row.text) for row in ledger.dropped] == [
+        ("nothing_to_predict", "Text")
+    ]
+    assert ledger.dropped[0].detail == (
+        "it has one token, and nothing stands before it. Leave the row out, or set method.end_documents: true."
+    )
+
+
+def test_a_stage_says_which_documents_had_nothing_to_predict(tiny_path, tmp_path):
+    rows = [{"text": text} for text in ("Sports", *(f"the goal of team {i} won a match" for i in range(20)))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "one.jsonl").write_text('{"text": "Politics"}')
+    stage = {
+        "method": {"kind": "clm", "window_tokens": 32, "end_documents": False},
+        "data": {"train": [str(tmp_path / "rows.jsonl")], "test": [str(tmp_path / "rows2.jsonl")],
+                 "validation_share": 0.0},
+        "tune": {"epochs": 1, "adapter": {"rank": 2}},
+    }  # fmt: skip
+    (tmp_path / "rows2.jsonl").write_text(json.dumps({"text": "a vote in the senate"}))
+    values = {"model": str(tiny_path), "precision": "float32", "stages": [stage], "judge": {"resamples": 500}}
+    (found,) = train(parse_stages(values), tmp_path / "run")["stages"]
+    assert found["ledger"]["reasons"]["train"] == {"nothing_to_predict": 1} and found["ledger"]["kept"]["train"] == 20
+    assert found["examples"]["train"] == 20
+    stage["data"]["test"] = [str(tmp_path / "one.jsonl")]
+    with pytest.raises(DataError, match=r"^clm: no test row gives an example \(such as one.jsonl line 1: it has one t"):
+        train(parse_stages(values), tmp_path / "other")
 
 
 def test_text_that_looks_like_a_special_token_is_text():

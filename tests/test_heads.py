@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, mse_loss
 
 from luthier.corpus.lines import Problem
-from luthier.errors import DataError, RecipeError
+from luthier.errors import DataError, RecipeError, TrainingError
 from luthier.methods.base import Batch, Example, Outputs, make_batch
 from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, RegressHead, TagHead, losses
 from luthier.methods.heads.ordinal import Thresholds
@@ -31,7 +31,7 @@ from luthier.recipe.training import Training
 from luthier.records import Document, Labelled, Sequence, Source, Tagged
 from luthier.stopped import Stopped
 from luthier.training.learner import new_learner, read_heads
-from luthier.training.loop import evaluate, make_optimizer, one_step, train
+from luthier.training.loop import divisors, evaluate, make_optimizer, one_step, train
 
 LOG2 = math.log(2)
 SOURCE = Source("rows.jsonl", 1)
@@ -578,11 +578,25 @@ def test_a_step_is_the_same_however_it_is_cut(name, tiny_path):
         torch.testing.assert_close(value, others[key], rtol=1e-3, atol=2e-6, msg=key)
 
 
-def test_validation_rows_of_unknown_labels_alone_have_no_loss_and_no_hit(tiny_path):
+def test_validation_rows_of_unknown_labels_alone_are_refused(tiny_path, tmp_path):
+    """Before the first step, since no step would be better than another. One row that counts is enough."""
     one = OnModel(tiny_path, "classify")
     unknown = [replace(example, gold=(-1.0,)) for example in one.examples[:2]]
     assert [one.method.weight(example) for example in unknown] == [0.0, 0.0]
-    assert evaluate(one.learner, one.method, unknown, 4096) == (0.0, {"accuracy": 0.0})
+    loss, found = evaluate(one.learner, one.method, [*unknown, one.examples[2]], 4096)
+    assert loss > 0 and found["accuracy"] <= 1 / 3
+    before = {name: p.detach().clone() for name, p in one.learner.trained().items()}
+    tune = Training(batch_size=3, epochs=1.0)
+    with pytest.raises(TrainingError) as refused:
+        train(one.learner, one.method, one.examples, unknown, tune, 0, tmp_path, lambda progress: None)
+    assert str(refused.value) == (
+        "the 2 validation rows all have weight 0 (labels that no training row has, or turns of weight 0), so they "
+        "cannot tell which step is best. Raise data.validation_share, mend those rows, or set data.validation_share: 0 "
+        "to keep the last step."
+    )
+    assert all(torch.equal(p, before[name]) for name, p in one.learner.trained().items())
+    with pytest.raises(TrainingError, match="^the 2 validation rows of s/tags all have weight 0"):
+        divisors(one.method, [*(replace(row, task="s/tags") for row in unknown), one.examples[2]])
 
 
 OVERFIT = {"classify": ("accuracy", 1.0), "multilabel": ("exact_match", 1.0), "ordinal": ("accuracy", 1.0),

@@ -249,3 +249,27 @@ def test_a_stage_is_checked_as_strictly_as_the_rest():
     assert 'the name "sft" stands twice' in str(error.value)
     assert "stages.0.data: no rows are held out. Give test, or a test_share above 0." in str(error.value)
     assert "stages.0.start: the first stage has nothing to merge; leave it at stack." in str(error.value)
+
+
+def test_sections_that_yaml_makes_one_are_overridden_apart(tmp_path):
+    from luthier.recipe.stages import load_stages
+
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        "stages:\n"
+        "- {name: one, method: sft, data: &rows {train: [a.jsonl]}, tune: &tune {epochs: 2, adapter: {rank: 4}}}\n"
+        "- {name: two, method: sft, data: *rows, tune: *tune}\n"
+        "- {name: three, method: sft, data: *rows, tune: {<<: *tune, batch_size: 4}}\n"
+    )
+    overrides = ["stages.1.tune.epochs=5", "stages.2.tune.adapter.rank=8", "stages.1.data.max_rows=9"]
+    stages = load_stages(path, overrides).stages
+    assert [stage.tune.epochs for stage in stages] == [2.0, 5.0, 2.0]
+    assert [stage.tune.adapter.rank for stage in stages] == [4, 4, 8]
+    assert [stage.data.max_rows for stage in stages] == [0, 9, 0]
+    assert {stage.data.train[0].path for stage in stages} == {str(tmp_path / "a.jsonl")}
+
+
+def test_an_alias_inside_itself_is_refused(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, "task: &task {labels: [A, B], again: *task}"))
+    assert caught.value.problems == ["an alias (*name) stands inside what it names (&name). Write it out."]

@@ -16,8 +16,9 @@ from luthier.prompts import Dialogue, Layout
 from luthier.recipe import Adapter
 from luthier.recipe.methods import Dpo, Kto
 from luthier.recipe.stages import parse_stages
+from luthier.records import Sequence
 from luthier.stages import train
-from luthier.stages.reference import with_reference
+from luthier.stages.reference import sequence_key, with_reference
 from luthier.training.learner import Learner, new_learner
 from test_preferences import PAIRS, WORDS
 
@@ -136,3 +137,11 @@ def test_references_survive_a_stop(data, tiny_path, tmp_path):
     curves = [result["stages"][0]["training"]["curve"]["train"] for result in (whole, again)]
     assert curves[0] == curves[1] and len(curves[0]) == 5
     assert whole["stages"][0]["figures"] == again["stages"][0]["figures"]
+
+
+def test_every_part_of_a_sequence_that_a_logprob_depends_on_is_in_its_key():
+    plain = {"tokens": (3, 4, 5), "targets": (1, 2), "weights": (1.0, 1.0)}
+    changes = [{}, {"tokens": (3, 4, 6)}, {"targets": (2, 2)}, {"weights": (1.0, 0.5)}, {"wanted": (4, 7)},
+               {"temperatures": (1.0, 2.0)}, {"temperatures": (2.0, 2.0)}]  # fmt: skip
+    assert len({sequence_key(Sequence(**(plain | change))) for change in changes}) == len(changes)
+    assert sequence_key(Sequence(**plain)) == sequence_key(Sequence(**plain, group=3, role=1))

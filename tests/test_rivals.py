@@ -285,5 +285,5 @@ def test_a_tagger_answers_and_what_cannot_be_asked_is_said(tiny_path, tmp_path, 
     code, _, told = luthier("predict", tmp_path / "run", "--text", "a")
     assert (
         code == 1
-        and "no stage has a head to label texts with. A model that writes is asked by `luthier answer`." in told
+        and "no stage has a head to label texts with. A model that writes is asked by `luthier answer`" in told
     )

@@ -1,6 +1,7 @@
 """The teacher of a distillation, here and behind an address, and whole stages on tiny models."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from luthier.stages.teacher import (
     with_teacher,
 )
 from luthier.stages.teacher_endpoint import EndpointTeacher
+from luthier.stages.teaching import make_teacher
 from teachers import plain_logits, plain_model, settings_of, some_examples, taught, wide_folder
 from test_endpoint import serving
 from tiny import tiny_tokenizer
@@ -91,6 +93,25 @@ def test_candidates_are_kept_by_content(tiny_path, teacher_path, tmp_path):
     assert cooler.asked == 2
     arrays = load_file(next(tmp_path.glob("*.safetensors")))
     assert {name.rpartition(".")[2] for name in arrays} == {"tokens", "logprobs", "temperature"}
+
+
+def test_a_teacher_whose_candidates_are_all_kept_is_not_loaded(tiny_path, tmp_path):
+    """Its folder is gone after the first went through; the second is asked for a new row only, and then says so."""
+    folder = wide_folder(tmp_path / "teacher", 400)
+    student = load_model(str(tiny_path))
+    settings = settings_of(folder, temperature=2.0)
+    first, again = (make_teacher(settings, student, "auto", 4096) for _ in range(2))
+    assert first.identity == again.identity == local_teacher(settings, student, "auto", 4096).identity
+    *rows, new = some_examples(6)
+    filled = with_teacher(first, rows, tmp_path / "kept")
+    shutil.rmtree(folder)
+    kept = with_teacher(again, rows, tmp_path / "kept")
+    for one, other in zip(filled, kept, strict=True):
+        assert np.array_equal(one.teacher.tokens_QK, other.teacher.tokens_QK)
+        assert np.array_equal(one.teacher.logprobs_QK, other.teacher.logprobs_QK)
+    new = replace(new, sequences=(replace(new.sequences[0], tokens=(*new.sequences[0].tokens, 9)),))
+    with pytest.raises(ModelError, match="is neither a starter .* nor a folder or GGUF file that exists here"):
+        with_teacher(again, [*rows, new], tmp_path / "kept")
 
 
 def test_rows_that_pad_the_teachers_output_are_no_tokens(tiny_path, teacher_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from luthier.errors import ModelError, RunError, TrainingError
 from luthier.methods import make_method
@@ -25,7 +25,7 @@ from luthier.records import Labelled, Source
 from luthier.signals import Stop
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, StepDone, latest_checkpoint, save_checkpoint
-from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner
+from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner, read_heads
 from luthier.training.loop import (
     Schedule,
     evaluate,
@@ -578,6 +578,23 @@ def test_a_model_known_by_name_trains_without_a_warning_and_remembers_its_folder
 def test_a_folder_without_adapter_is_refused(tiny_path, tmp_path):
     with pytest.raises(ModelError, match=r"holds no adapter_model.safetensors; give the folder of a finished run"):
         load_learner(load_model(str(tiny_path)), tmp_path, "auto")
+
+
+def test_a_head_of_an_earlier_form_is_refused(tiny_path, tmp_path):
+    """Its tensors name no task."""
+    training = Training(tiny_path, tune_of(method="head"))
+    training.learner.save(tmp_path)
+    head = load_file(tmp_path / "head.safetensors")
+    save_file({name.removeprefix("main."): tensor for name, tensor in head.items()}, tmp_path / "head.safetensors")
+    with pytest.raises(ModelError) as refused:
+        load_learner(load_model(str(tiny_path)), tmp_path, "auto")
+    assert str(refused.value) == (
+        f"{tmp_path / 'head.safetensors'}: this head was saved by an earlier version of luthier (its tensors are bias, "
+        "weight; task.weight is wanted). Run the recipe again, with a new --out."
+    )
+    save_file({"main.kernel": head["main.weight"]}, tmp_path / "head.safetensors")
+    with pytest.raises(ModelError, match=r"\(its tensors are main.kernel; task.weight is wanted\)"):
+        read_heads(tmp_path)
 
 
 def test_the_head_starts_as_the_models_own_opinion(tiny_path):

@@ -131,6 +131,38 @@ def print_heads(run_folder: Path, texts: list[str], as_json: bool) -> None:
         typer.echo(f"{shown}\t{text}")
 
 
+@app.command("score")
+def score_command(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a finished run with a reward stage.", show_default=False)
+    ],
+    rows: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROWS",
+            help="Rows of prompts and answers, in any format: conversations, pairs, rankings, ratings.",
+            show_default=False,
+        ),
+    ],
+    stage: Annotated[
+        str | None, typer.Option(help="Which reward stage to ask; by default the last.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score answers with a reward model that `luthier train` left: normalised reward, reward, line, answer."""
+    from luthier.stages import load_reward
+    from luthier.stages.score import read_answers
+
+    records = read_answers(rows)
+    scores = load_reward(run_folder, stage).score(records)
+    if as_json:
+        typer.echo(json.dumps(scores, ensure_ascii=False))
+        return
+    for score in scores:
+        said = " ".join(score["answer"].split())
+        typer.echo(f"{score['normalised']:.3f}\t{score['reward']:.3f}\t{score['line']}\t{said}")
+
+
 @app.command("answer")
 def answer_command(
     run_folder: Annotated[

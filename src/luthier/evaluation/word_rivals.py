@@ -107,7 +107,7 @@ def crf_tags(method: TagHead, rows: ManyOf[Tagged], strength: float) -> Answers:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "crf")
         trainer.train(path)
-        tagger.open_inmemory(Path(path).read_bytes())
+        tagger.open(path)  # read whole; its in-memory way keeps no hold of the bytes
     return lambda asked: [said(method, tagger.tag(features(row.words))) for row in asked]
 
 

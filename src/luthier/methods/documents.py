@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as ManyOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -46,6 +46,12 @@ class DocumentClm(Likelihood):
         detail = f"a {kind_of(record)} is no plain text. clm takes documents; for turns and answers use sft."
         return Problem("wrong_kind", detail)
 
+    @property
+    def passed(self) -> Problem:
+        """Why a document gives no window."""
+        detail = "it has one token, and nothing stands before it. Leave the row out, or set method.end_documents: true."
+        return Problem("nothing_to_predict", detail)
+
     def fitted(self, rows: ManyOf[Document]) -> DocumentClm:
         """Nothing to learn from the rows beforehand."""
         return self
@@ -55,7 +61,7 @@ class DocumentClm(Likelihood):
         return {}
 
     def view(self, prompt: Dialogue, rows: ManyOf[Document]) -> list[Example]:
-        """The windows of each document. Those of one document, or of one group of documents, share their key."""
+        """The windows of each document; one of a single token has none."""
         tokenizer = prompt.tokenizer
         before = opening_tokens(tokenizer)
         after = (end_of_text(tokenizer),) if self.settings.end_documents else ()
@@ -64,8 +70,8 @@ class DocumentClm(Likelihood):
             tokens, ends = encode_text(tokenizer, row.text)
             whole = (*before, *tokens, *after)
             read_bytes = [*(0 for _ in before), *ends, *(len(row.text.encode()) for _ in after)]
-            key = f"group {row.source.group}" if row.source.group else key_of(row)
-            examples += windows(whole, read_bytes, self.settings.window_tokens, key)
+            cut = windows(whole, read_bytes, self.settings.window_tokens, key_of(row))
+            examples += [replace(window, group=row.source.group or "") for window in cut]
         return examples
 
 

@@ -59,6 +59,28 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class Passing(Protocol):
+    """A method of which a row may give no example, for a reason that is always the same."""
+
+    @property
+    def passed(self) -> Problem:
+        """That reason, for the ledger."""
+        ...
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """A method whose outputs get a scale once it is trained."""
+
+    def scale(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """The scale as JSON values, from the trained model's figures on validation (else training) rows.
+
+        It is stored beside the adapter, with the settings.
+        """
+        ...
+
+
+@runtime_checkable
 class Remarking(Protocol):
     """A method of one example a row that has something to say of the rows of a part."""
 

@@ -2,6 +2,7 @@
 
 from luthier.recipe.base import Part, Share
 from luthier.recipe.corpus import Corpus
+from luthier.recipe.reading import absolute
 from luthier.recipe.run import (
     ALL_ARMS,
     ArmName,
@@ -12,7 +13,6 @@ from luthier.recipe.run import (
     Recipe,
     Task,
     Tune,
-    absolute,
     corpus_of,
     dump_recipe,
     fold_label,

@@ -17,12 +17,12 @@ from pydantic import Field, ValidationError
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Share, explain
 from luthier.recipe.corpus import Corpus
+from luthier.recipe.reading import absolute, apply_overrides, read_values
 from luthier.recipe.synthetic import Synthetic
 from luthier.recipe.training import Training
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
-PATH_KEYS = ("data.train", "data.test")
 
 
 class Task(Part):
@@ -197,11 +197,6 @@ def corpus_of(files: Sequence[str], overrides: Sequence[str] = ()) -> Corpus:
     return parse_corpus(values, "the command", apply_overrides(values, overrides))
 
 
-def absolute(file: str) -> str:
-    """A path from the command line, from the root; a data set of the hub as it is."""
-    return file if file.startswith("hub:") else str(Path(file).expanduser().absolute())
-
-
 def parse_corpus(values: Mapping[str, Any], source: str, problems: Sequence[str] = (), prefix: str = "") -> Corpus:
     """A Corpus from plain values; RecipeError lists all problems at once."""
     try:
@@ -235,24 +230,6 @@ def corpus_problems(corpus: Corpus) -> list[str]:
     return problems
 
 
-def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The plain values of a recipe file with its paths made absolute, and the problems of the overrides."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(str(path), ["no such file. Give the path of a recipe (YAML)."]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(str(path), [f"is not valid YAML: {error}"]) from error
-    if not isinstance(values, dict):
-        raise RecipeError(str(path), ["must be a mapping with the keys model, task, data, ..."])
-    anchor_paths(values, path.parent.resolve())
-    return values, apply_overrides(values, overrides)
-
-
 def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> Recipe:
     """A Recipe from plain values; RecipeError lists all problems (and those handed in) at once."""
     found = list(problems)
@@ -266,97 +243,6 @@ def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Se
     if found or recipe is None:
         raise RecipeError(source, found)
     return recipe
-
-
-def anchor_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the data paths absolute, relative ones under `folder`."""
-    stages = values.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        anchor_stage(stage, folder)
-    data = values.get("data")
-    if not isinstance(data, dict):
-        return
-    for dotted in PATH_KEYS:
-        anchor(data, dotted.removeprefix("data."), folder)
-    corpus = data.get("corpus")
-    if not isinstance(corpus, dict):
-        return
-    inputs = corpus.get("inputs")
-    for source in inputs if isinstance(inputs, list) else []:
-        anchor(source, "path", folder)
-    anchor(corpus.get("split"), "frozen", folder)
-    anchor(corpus.get("mixing"), "replay", folder)
-    contamination = corpus.get("contamination")
-    if isinstance(contamination, dict) and isinstance(contamination.get("against"), list):
-        contamination["against"] = [str(folder / Path(str(path)).expanduser()) for path in contamination["against"]]
-
-
-def anchor_stage(section: object, folder: Path) -> None:
-    """The same for the rows of a stage, or of its tasks: a path, several, or inputs with their own keys."""
-    if not isinstance(section, dict):
-        return
-    for key, value in section.items():
-        if key in ("train", "test"):
-            items = value if isinstance(value, list) else [value]
-            section[key] = [anchored(item, folder) for item in items if item is not None]
-        elif key == "tasks" and isinstance(value, dict):  # a task may be called `train`
-            for task in value.values():
-                anchor_stage(task, folder)
-        elif isinstance(value, dict):
-            anchor_stage(value, folder)
-
-
-def anchored(item: Any, folder: Path) -> Any:
-    """A path, or an input's path, made absolute."""
-    if isinstance(item, str):
-        return item if item.startswith("hub:") else str(folder / Path(item).expanduser())
-    anchor(item, "path", folder)
-    return item
-
-
-def anchor(section: object, key: str, folder: Path) -> None:
-    """Make one path of a section absolute, where it is there."""
-    if isinstance(section, dict) and isinstance(section.get(key), str) and not section[key].startswith("hub:"):
-        section[key] = str(folder / Path(section[key]).expanduser())
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Set `path.to.key=value` in place; returns the problems."""
-    problems = []
-    for override in overrides:
-        dotted, separator, text = override.partition("=")
-        if not separator or not dotted:
-            problems.append(f'--set "{override}" is not of the form path.to.key=value.')
-            continue
-        target: Any = values
-        *parents, last = dotted.split(".")
-        for parent in parents:
-            target = below(target, parent)
-        if not isinstance(target, dict):
-            problems.append(f'--set {dotted}: "{".".join(parents)}" is not a section.')
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        if is_path(dotted) and isinstance(value, str | list):
-            value = [absolute(item) for item in value] if isinstance(value, list) else absolute(text)
-        target[last] = value
-    return problems
-
-
-def below(section: Any, key: str) -> Any:
-    """What stands under a key of a section, or at a place of a list; None where neither is."""
-    if isinstance(section, dict):
-        return section.setdefault(key, {})
-    if isinstance(section, list) and key.isdecimal() and int(key) < len(section):
-        return section[int(key)]
-    return None
-
-
-def is_path(dotted: str) -> bool:
-    """Whether a key names files of rows."""
-    return dotted in PATH_KEYS or (dotted.startswith("stages.") and dotted.endswith((".data.train", ".data.test")))
 
 
 def cross_field_problems(recipe: Recipe) -> list[str]:

@@ -15,7 +15,8 @@ from luthier.errors import RecipeError
 from luthier.recipe.base import Part, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, MethodSettings
-from luthier.recipe.run import Cost, Judge, read_values
+from luthier.recipe.reading import read_values
+from luthier.recipe.run import Cost, Judge
 from luthier.recipe.training import Training
 
 TUNES: dict[str, dict[str, Any]] = {method.model_fields["kind"].default: method.tune for method in METHODS}

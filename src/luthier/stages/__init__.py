@@ -3,5 +3,6 @@
 from luthier.stages.answer import load
 from luthier.stages.predict import load_head
 from luthier.stages.run import train
+from luthier.stages.score import load_reward
 
-__all__ = ["load", "load_head", "train"]
+__all__ = ["load", "load_head", "load_reward", "train"]

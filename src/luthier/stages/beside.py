@@ -14,6 +14,9 @@ from luthier.methods.base import Example
 from luthier.records import Ledger
 from luthier.stages.rows import dropped
 
+NO_TOKEN = Problem(
+    "no_token", "the tokenizer leaves its text, or one of its words, without a token of its own. Mend the text."
+)
 Draws = tuple[int, int, float]  # resamples, seed, confidence
 
 
@@ -30,13 +33,14 @@ def account(
             ledger.kept[split] -= 1
 
 
-def account_unread(ledger: Ledger, split: str, rows: ManyOf[Any], viewed: ManyOf[Example]) -> None:
-    """Write the rows that a head cannot read into the ledger."""
+def account_unread(
+    ledger: Ledger, split: str, rows: ManyOf[Any], viewed: ManyOf[Example], problem: Problem = NO_TOKEN
+) -> None:
+    """Write the rows of which the method makes no example into the ledger; by default those a head cannot read."""
     there = {example.key for example in viewed}
     for row in rows:
         if key_of(row) not in there:
-            detail = "the tokenizer leaves its text, or one of its words, without a token of its own. Mend the text."
-            ledger.dropped.append(dropped(split, row, Problem("no_token", detail)))
+            ledger.dropped.append(dropped(split, row, problem))
             ledger.kept[split] -= 1
 
 

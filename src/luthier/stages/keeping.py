@@ -22,6 +22,7 @@ from luthier.methods.several import Part, Several, named, task_key
 from luthier.methods.stage import Described, StageMethod
 from luthier.models import load_model
 from luthier.stages.chain import Start
+from luthier.stages.figures import group_of
 from luthier.stages.reference import FILE as REFERENCE_FILE
 from luthier.training.anchor import fisher_diagonal, hold_adapter, hold_update
 from luthier.training.course import Course, MixedOrder, Penalty, mixed_draws, replay_draws
@@ -209,14 +210,14 @@ def matrix_row(run: StageRun, start: Start, test: ManyOf[Example], after: Figure
         inner = MAIN if not run.stage.tasks else task_key(run.stage.name, name)
         mine = [i for i, example in enumerate(test) if example.task == inner]
         above, below = after[named(run.parts[inner].label, task.method.primary)]
-        sums = by_group((above[mine], below[mine]), [test[i].key for i in mine])
+        sums = by_group((above[mine], below[mine]), [group_of(test[i]) for i in mine])
         keep_sums(run.folder, name, sums)
         cells.append(cell(run, label_of(run, name), task.method, sums, sums))
     for known in earlier_tasks(run, start):
         most = known.run.stage.tune.micro_batch_tokens
         examples = known.examples["test"]
         found = score_rows(start.learner, known.method, examples, most, run.progress(f"test rows of {known.label}"))
-        sums = by_group(found[known.method.primary], [example.key for example in examples])
+        sums = by_group(found[known.method.primary], [group_of(example) for example in examples])
         name = known.key.partition("/")[2]
         cells.append(cell(run, known.label, known.method, sums, kept_sums(known.run.folder, name)))
     return cells

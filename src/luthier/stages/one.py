@@ -17,7 +17,7 @@ from luthier.files import content_hash, write_json, write_text
 from luthier.methods.base import MAIN, Example, Objective
 from luthier.methods.registry import make_stage_method
 from luthier.methods.several import Part
-from luthier.methods.stage import Described, Remarking, StageMethod
+from luthier.methods.stage import Described, Passing, Remarking, StageMethod
 from luthier.peek import ledger_values
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe.stages import Stage
@@ -29,6 +29,7 @@ from luthier.stages.figures import figure_values, group_of, plain, training_valu
 from luthier.stages.keeping import all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
 from luthier.stages.rows import StageRows, gather, viewed_rows
+from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
 from luthier.training.checkpoint import History, Progress
@@ -53,6 +54,7 @@ class StageRun:
     before: Left
     earlier: tuple[StageRun, ...] = ()
     made: dict[str, list[Example]] = field(default_factory=dict)  # its examples, once they are made
+    scale: dict[str, Any] = field(default_factory=dict)  # of the method's outputs, once it is trained
 
     @cached_property
     def rows(self) -> StageRows:
@@ -145,6 +147,7 @@ class StageRun:
         )  # fmt: skip
         after = self.scored(start, parts["test"], "after")
         start.save(self.folder / "training" / "best", self.folder / "adapter")
+        scale_outputs(self, start.learner, parts)
         for name, values in self.settings_texts().items():
             write_json(self.folder / "adapter" / name, values)
         figures = self.figures(start, parts, (before, after), history)
@@ -154,7 +157,8 @@ class StageRun:
     def settings_texts(self) -> dict[str, Any]:
         """What serving needs beside the adapter, by file."""
         texts = {"dialogue.json": self.stage.prompt.model_dump()}
-        return {**texts, METHOD_FILE: self.method.described()} if isinstance(self.method, Described) else texts
+        told = self.method.described() if isinstance(self.method, Described) else self.scale
+        return {**texts, METHOD_FILE: told} if told else texts
 
     def examples(self, start: Start) -> dict[str, list[Example]]:
         """The examples of each part, over-long ones in the ledger, with their reference where the method needs it."""
@@ -166,6 +170,8 @@ class StageRun:
             viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
             parts[name] = [example for example in viewed if length(example) <= longest]
             account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
+            if isinstance(self.method, Passing):
+                account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed, self.method.passed)
             if isinstance(self.method, Remarking):
                 account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed)
                 self.remark(name)
@@ -173,7 +179,8 @@ class StageRun:
             if lost:
                 self.whole.listener.say(f"{self.stage.name}: {lost} {name} examples have over {longest} tokens.")
             if not parts[name] and (name != "validation" or self.stage.rows.validation_share):
-                raise DataError(f"{self.stage.name}: every {name} example has over {longest} tokens (data.max_tokens).")
+                why = f"every {name} example has over {longest} tokens (data.max_tokens)."
+                raise DataError(f"{self.stage.name}: {why if viewed else self.nothing_viewed(name)}")
         if self.method.needs_reference:
             flat = [example for examples in parts.values() for example in examples]
             most = self.stage.tune.micro_batch_tokens
@@ -186,6 +193,12 @@ class StageRun:
             self.method, parts, self.whole.model, running, folder, self.progress("teacher")
         )
         return parts
+
+    def nothing_viewed(self, name: str) -> str:
+        """No row of a part gives an example: what the ledger says of the last one."""
+        lines = [line for line in self.rows.ledger.dropped if line.split == name]
+        shown = f" (such as {lines[-1].source}: {lines[-1].detail})" if lines else ""
+        return f"no {name} row gives an example{shown}. Give other rows."
 
     def remark(self, name: str) -> None:
         """What the method has to say of the rows of a part."""

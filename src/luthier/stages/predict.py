@@ -17,7 +17,7 @@ from luthier.methods.base import Example, split_by_tokens
 from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, RegressHead, TagHead
 from luthier.methods.heads.texts import text_sequences, word_sequences
 from luthier.methods.registry import make_stage_method
-from luthier.models import load_model
+from luthier.models import LoadedModel, load_model
 from luthier.recipe.methods import MethodSettings
 from luthier.records import Sequence
 from luthier.runtime import set_up_torch
@@ -28,6 +28,24 @@ METHOD_FILE = "method.json"
 BATCH_TOKENS = 4096
 
 Head = ClassifyHead | MultiLabelHead | OrdinalHead | RegressHead | TagHead
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Stages that can be asked in one way, and what is said where there is none, or one is not."""
+
+    methods: tuple[str, ...]
+    none: str
+    not_one: str
+    others: str
+
+
+HEADS = Kind(
+    ("classify", "multilabel", "ordinal", "regress", "tag"),
+    "no stage has a head to label texts with",
+    "has no head to label texts with",
+    "A model that writes is asked by `luthier answer`, a reward model by `luthier score`.",
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +101,14 @@ def load_head(run: str | Path, stage: str | None = None, attention: str = "auto"
 
     Raises RunError where the run is not finished, the stage has no head, or the model is another one now.
     """
+    left, model, method = opened(run, stage, HEADS)
+    return HeadPredictor(load_learner(model, left, attention), method, model.tokenizer, model.context_tokens)
+
+
+def opened(run: str | Path, stage: str | None, kind: Kind) -> tuple[Path, LoadedModel, Any]:
+    """The adapter's folder, the model below it, and the method of the stage of a kind that is to be asked."""
     folder, result = Path(run), read_result(Path(run))
-    number, left = head_stage(folder, result["stages"], stage)
+    number, left = asked_stage(folder, result["stages"], stage, kind)
     method = restored(left / METHOD_FILE)
     recipe = yaml.safe_load(result["recipe"])
     set_up_torch()
@@ -95,28 +119,25 @@ def load_head(run: str | Path, stage: str | None = None, attention: str = "auto"
             f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '
             f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
         )
-    return HeadPredictor(load_learner(model, left, attention), method, model.tokenizer, model.context_tokens)
+    return left, model, method
 
 
-def head_stage(folder: Path, stages: list[dict[str, Any]], name: str | None) -> tuple[int, Path]:
+def asked_stage(folder: Path, stages: list[dict[str, Any]], name: str | None, kind: Kind) -> tuple[int, Path]:
     """Number and adapter folder of the stage to ask."""
     lefts = [stage_folder(folder, stages, number) / "adapter" for number in range(len(stages))]
     names = [stage["name"] for stage in stages]
-    headed = [number for number, stage in enumerate(stages) if stage["method"] in HEADS]
+    headed = [number for number, stage in enumerate(stages) if stage["method"] in kind.methods]
     if name is not None and name not in names:
         raise RunError(f'{folder}: no stage "{name}"; there is {", ".join(names)}.{did_you_mean(name, names)}')
     if not headed or (name is not None and names.index(name) not in headed):
-        has = f"; {', '.join(names[number] for number in headed)} has one" if headed else ""
-        asked = f'stage "{name}" has no head' if name is not None else "no stage has a head"
-        raise RunError(f"{folder}: {asked} to label texts with{has}. A model that writes is asked by `luthier answer`.")
+        there = f"; there is {', '.join(names[number] for number in headed)}" if headed else ""
+        asked = kind.none if name is None else f'stage "{name}" {kind.not_one}'
+        raise RunError(f"{folder}: {asked}{there}. {kind.others}")
     number = headed[-1] if name is None else names.index(name)
     return number, lefts[number]
 
 
-HEADS = ("classify", "multilabel", "ordinal", "regress", "tag")
-
-
-def restored(path: Path) -> Head:
+def restored(path: Path) -> Any:
     """The method with what it had learnt from its rows."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -126,5 +147,4 @@ def restored(path: Path) -> Head:
         raise RunError(f"{path}: missing, damaged or from another version. Run the recipe again.") from None
     learnt = {field.name for field in fields(method)} - {"name", "settings"}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    head: Head = replace(method, **{name: values[name] for name in learnt & values.keys()})
-    return head
+    return replace(method, **{name: values[name] for name in learnt & values.keys()})

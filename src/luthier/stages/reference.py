@@ -64,4 +64,4 @@ def computed(
 
 def sequence_key(sequence: Sequence) -> str:
     """What a sequence's log-probability depends on, beside the model."""
-    return content_hash(sequence.tokens, sequence.targets, sequence.weights, sequence.wanted)
+    return content_hash(sequence.tokens, sequence.targets, sequence.weights, sequence.wanted, sequence.temperatures)

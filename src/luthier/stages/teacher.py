@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +55,7 @@ class LocalTeacher:
     @property
     def identity(self) -> str:
         """Weights, adapter, and what is asked for."""
-        return content_hash(teacher_key(self.settings), self.settings.top_k, self.settings.temperature, self.vocabulary)
+        return local_identity(self.settings, self.vocabulary)
 
     @torch.no_grad()
     def candidates(self, examples: ManyOf[Example]) -> list[Candidates]:
@@ -100,6 +101,40 @@ class LocalTeacher:
         return [Candidates(tokens_QK, logprobs_QK, temperature) for tokens_QK, logprobs_QK in pairs]
 
 
+@dataclass(frozen=True, eq=False)
+class WaitingTeacher:
+    """A model on this machine that is loaded when it is first asked: never, where all its candidates are kept."""
+
+    settings: Distil
+    student: LoadedModel
+    attention: str
+    max_tokens: int
+
+    @cached_property
+    def identity(self) -> str:
+        """That of the loaded teacher."""
+        return local_identity(self.settings, shared_vocabulary(self.student))
+
+    @cached_property
+    def local(self) -> LocalTeacher:
+        """The loaded teacher."""
+        return local_teacher(self.settings, self.student, self.attention, self.max_tokens)
+
+    def candidates(self, examples: ManyOf[Example]) -> list[Candidates]:
+        """Those of the loaded teacher."""
+        return self.local.candidates(examples)
+
+
+def local_identity(settings: Distil, vocabulary: int) -> str:
+    """What tells the candidates of a teacher on this machine from another's. `vocabulary`: tokens that are shared."""
+    return content_hash(teacher_key(settings), settings.top_k, settings.temperature, vocabulary)
+
+
+def shared_vocabulary(student: LoadedModel) -> int:
+    """Tokens of the student: the first so many of a teacher's are the same."""
+    return int(max(student.tokenizer.get_vocab().values())) + 1
+
+
 def load_teacher(settings: Distil) -> LoadedModel:
     """The teacher's model, its adapter folded into the weights."""
     loaded = load_model(settings.teacher)
@@ -112,7 +147,7 @@ def local_teacher(settings: Distil, student: LoadedModel, attention: str, max_to
     """The teacher on this machine; ModelError where its vocabulary is not the student's."""
     refuse_other_tokenizer(settings, student.tokenizer)
     loaded = load_teacher(settings)
-    vocabulary = max(student.tokenizer.get_vocab().values()) + 1
+    vocabulary = shared_vocabulary(student)
     rows = len(output_head(loaded.model).weight_VD)
     if rows < vocabulary:
         raise ModelError(

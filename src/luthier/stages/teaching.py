@@ -16,7 +16,7 @@ from luthier.prompts import Dialogue
 from luthier.recipe.methods import Distil
 from luthier.recipe.stages import TrainRecipe
 from luthier.stages.rows import StageRows
-from luthier.stages.teacher import Teacher, local_teacher, refuse_other_tokenizer, teacher_key, with_teacher
+from luthier.stages.teacher import Teacher, WaitingTeacher, refuse_other_tokenizer, teacher_key, with_teacher
 from luthier.stages.teacher_answers import with_answers
 from luthier.stages.teacher_endpoint import EndpointTeacher
 
@@ -69,7 +69,7 @@ def taught_examples(
 
 
 def make_teacher(settings: Distil, student: LoadedModel, attention: str, max_tokens: int) -> Teacher:
-    """A model on this machine, or behind its address."""
+    """A model on this machine, loaded when it is asked, or behind its address."""
     if settings.address is not None:
         return EndpointTeacher(settings, student.tokenizer)
-    return local_teacher(settings, student, attention, max_tokens)
+    return WaitingTeacher(settings, student, attention, max_tokens)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from luthier.errors import RecipeError
 from luthier.recipe.base import explain
-from luthier.recipe.run import anchor, read_values
+from luthier.recipe.reading import anchor, read_values
 from luthier.recipe.synthetic import Synthetic, synthetic_problems
 
 PREFIX = "data.synthetic."

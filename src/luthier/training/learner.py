@@ -153,13 +153,22 @@ def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
 
 
 def read_heads(folder: Path) -> dict[str, nn.Module]:
-    """The heads that `Learner.save` wrote, none where there are none."""
+    """The heads that `Learner.save` wrote, none where there are none.
+
+    Raises:
+        ModelError: a head that is stored in another form.
+    """
     if not (folder / HEAD_FILE).is_file():
         return {}
     state = load_file(str(folder / HEAD_FILE))
     heads: dict[str, nn.Module] = {}
     for task in sorted({name.rpartition(".")[0] for name in state}):
         own = {name.rpartition(".")[2]: tensor for name, tensor in state.items() if name.rpartition(".")[0] == task}
+        if not task or "weight" not in own:
+            raise ModelError(
+                f"{folder / HEAD_FILE}: this head was saved by an earlier version of luthier (its tensors are "
+                f"{', '.join(sorted(state))}; task.weight is wanted). Run the recipe again, with a new --out."
+            )
         heads[task] = head_of(own)
     return heads
 

@@ -19,7 +19,17 @@ import torch
 from torch import nn
 
 from luthier.errors import TrainingError
-from luthier.methods.base import Annotating, Batch, Example, Objective, Outputs, Varying, split_by_tokens, weights_of
+from luthier.methods.base import (
+    MAIN,
+    Annotating,
+    Batch,
+    Example,
+    Objective,
+    Outputs,
+    Varying,
+    split_by_tokens,
+    weights_of,
+)
 from luthier.recipe import Training
 from luthier.signals import Stop
 from luthier.training.checkpoint import (
@@ -79,6 +89,7 @@ def train(
     saving) on SIGINT or SIGTERM.
     """
     course = course or Course()
+    divisors(objective, validation)
     order = course.order or partial(permutation, seed, num_rows=len(examples))
     num_rows = len(order(0))
     num_steps = max(1, math.ceil(length_share * training.epochs * num_rows / training.batch_size))
@@ -206,13 +217,13 @@ def evaluate(
     """Loss and figures over examples: each figure is a ratio of sums over rows."""
     learner.eval()
     examples, _ = annotated(learner, objective, examples, max_tokens)
-    weights = weights_of(objective, examples)
+    weights = divisors(objective, examples)
     loss = 0.0
     sums: dict[str, list[float]] = {}
     for micro in split_by_tokens(examples, max_tokens):
         batch = learner.batch(micro)
         outputs = learner(batch)
-        loss += float(objective.loss(outputs, batch).total) / (weights[batch.task] or 1.0)  # rows of no weight: 0
+        loss += float(objective.loss(outputs, batch).total) / weights[batch.task]
         for name, (numerator_B, denominator_B) in objective.scores(outputs, batch).items():
             held = sums.setdefault(name, [0.0, 0.0])
             held[0] += float(numerator_B.sum())
@@ -223,6 +234,25 @@ def evaluate(
             "and run again."
         )
     return loss, {name: above / below for name, (above, below) in sums.items() if below}
+
+
+def divisors(objective: Objective, validation: Sequence[Example]) -> dict[str, float]:
+    """What each task's validation loss is divided by.
+
+    Raises:
+        TrainingError: a task's rows count nothing, so no step would be better than another.
+    """
+    weights = weights_of(objective, validation)
+    for task, weight in weights.items():
+        if not weight:
+            of = "" if task == MAIN else f" of {task}"
+            num_rows = sum(example.task == task for example in validation)
+            raise TrainingError(
+                f"the {num_rows} validation rows{of} all have weight 0 (labels that no training row has, or turns of "
+                "weight 0), so they cannot tell which step is best. Raise data.validation_share, mend those rows, or "
+                "set data.validation_share: 0 to keep the last step."
+            )
+    return weights
 
 
 def make_optimizer(learner: Learner, training: Training) -> torch.optim.Optimizer:

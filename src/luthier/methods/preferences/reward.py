@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import MAIN, Batch, Example, LossOut, Outputs, Scores
+from luthier.methods.heads.base import described
 from luthier.methods.preferences.losses import bradley_terry, plackett_luce
 from luthier.methods.preferences.pairs import Turns, answered, prompt_key, same_answers
 from luthier.prompts import Dialogue
@@ -29,6 +31,8 @@ class RewardMethod:
     name: str = "reward"
     settings: Reward = field(default_factory=Reward)
     gap_edges: tuple[float, ...] = ()  # two score gaps that part the training pairs into thirds
+    mean: float = 0.0  # of the trained model's rewards
+    deviation: float = 1.0  # of the same
     primary: str = "accuracy"
     higher_is_better: bool = True
     needs_reference: bool = False
@@ -50,6 +54,16 @@ class RewardMethod:
         gaps = sorted(a - b for scores in scored for i, a in enumerate(scores) for b in scores[i + 1 :] if a > b)
         edges = (gaps[len(gaps) // 3], gaps[2 * len(gaps) // 3]) if len(gaps) >= len(GAPS) else ()
         return replace(self, gap_edges=edges if len(set(edges)) == len(edges) else ())
+
+    def scale(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """Mean and deviation of the rewards; a deviation of 0, where all are the same, is written as 1."""
+        mean = figures["reward"]
+        deviation = max(figures["squared_reward"] - mean**2, 0.0) ** 0.5
+        return described(self, mean=mean, deviation=deviation or 1.0)
+
+    def answer(self, reward: float) -> dict[str, float]:
+        """The reward of one answer as it is, and in deviations from the mean."""
+        return {"reward": reward, "normalised": (reward - self.mean) / self.deviation}
 
     def heads(self, width: int) -> Mapping[str, nn.Module]:
         """One output without bias (a reward has no zero point), drawn as in Stiennon et al. 2020."""

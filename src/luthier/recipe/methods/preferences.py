@@ -36,7 +36,7 @@ class Dpo(MethodPart):
     sft_weight: float = Field(
         0.0, ge=0, strict=False, description="Weight of the chosen answers' token loss beside it (RPO); 0 = off."
     )
-    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 2e-4}
 
     @field_validator("label_smoothing")
     @classmethod
@@ -62,7 +62,7 @@ class Kto(MethodPart):
     reference_rows: int = Field(
         16, ge=0, description="Rows of a step that estimate the KL term, by answers to other prompts; 0 = no KL term."
     )
-    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 2e-4}
 
 
 class Orpo(MethodPart):

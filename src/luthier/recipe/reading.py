@@ -1,0 +1,141 @@
+"""A recipe file as plain values: YAML read, paths made absolute, keys overridden. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from luthier.errors import RecipeError
+
+PATH_KEYS = ("data.train", "data.test")
+
+
+def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of a recipe file with its paths made absolute, and the problems of the overrides."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(str(path), ["no such file. Give the path of a recipe (YAML)."]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(str(path), [f"is not valid YAML: {error}"]) from error
+    try:
+        values = without_aliases(values)
+    except RecursionError:
+        raise RecipeError(str(path), ["an alias (*name) stands inside what it names (&name). Write it out."]) from None
+    if not isinstance(values, dict):
+        raise RecipeError(str(path), ["must be a mapping with the keys model, task, data, ..."])
+    anchor_paths(values, path.parent.resolve())
+    return values, apply_overrides(values, overrides)
+
+
+def without_aliases(value: Any) -> Any:
+    """The same values with every section a copy of its own.
+
+    YAML's `&name` and `*name` make two places one section: to change one would be to change both.
+    """
+    if isinstance(value, dict):
+        return {key: without_aliases(inner) for key, inner in value.items()}
+    return [without_aliases(inner) for inner in value] if isinstance(value, list) else value
+
+
+def anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the data paths absolute, relative ones under `folder`."""
+    stages = values.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        anchor_stage(stage, folder)
+    data = values.get("data")
+    if not isinstance(data, dict):
+        return
+    for dotted in PATH_KEYS:
+        anchor(data, dotted.removeprefix("data."), folder)
+    corpus = data.get("corpus")
+    if not isinstance(corpus, dict):
+        return
+    inputs = corpus.get("inputs")
+    for source in inputs if isinstance(inputs, list) else []:
+        anchor(source, "path", folder)
+    anchor(corpus.get("split"), "frozen", folder)
+    anchor(corpus.get("mixing"), "replay", folder)
+    contamination = corpus.get("contamination")
+    if isinstance(contamination, dict) and isinstance(contamination.get("against"), list):
+        contamination["against"] = [str(folder / Path(str(path)).expanduser()) for path in contamination["against"]]
+
+
+def anchor_stage(section: object, folder: Path) -> None:
+    """The same for the rows of a stage, or of its tasks: a path, several, or inputs with their own keys."""
+    if not isinstance(section, dict):
+        return
+    for key, value in section.items():
+        if key in ("train", "test"):
+            items = value if isinstance(value, list) else [value]
+            section[key] = [anchored(item, folder) for item in items if item is not None]
+        elif key == "tasks" and isinstance(value, dict):  # a task may be called `train`
+            for task in value.values():
+                anchor_stage(task, folder)
+        elif isinstance(value, dict):
+            anchor_stage(value, folder)
+
+
+def anchored(item: Any, folder: Path) -> Any:
+    """A path, or an input's path, made absolute."""
+    if isinstance(item, str):
+        return item if item.startswith("hub:") else str(folder / Path(item).expanduser())
+    anchor(item, "path", folder)
+    return item
+
+
+def anchor(section: object, key: str, folder: Path) -> None:
+    """Make one path of a section absolute, where it is there."""
+    if isinstance(section, dict) and isinstance(section.get(key), str) and not section[key].startswith("hub:"):
+        section[key] = str(folder / Path(section[key]).expanduser())
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set `path.to.key=value` in place; returns the problems."""
+    problems = []
+    for override in overrides:
+        dotted, separator, text = override.partition("=")
+        if not separator or not dotted:
+            problems.append(f'--set "{override}" is not of the form path.to.key=value.')
+            continue
+        target: Any = values
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            target = below(target, parent)
+        if not isinstance(target, dict):
+            problems.append(f'--set {dotted}: "{".".join(parents)}" is not a section.')
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if is_path(dotted) and isinstance(value, str | list):
+            value = [absolute(item) for item in value] if isinstance(value, list) else absolute(text)
+        target[last] = value
+    return problems
+
+
+def below(section: Any, key: str) -> Any:
+    """What stands under a key of a section, or at a place of a list; None where neither is."""
+    if isinstance(section, dict):
+        return section.setdefault(key, {})
+    if isinstance(section, list) and key.isdecimal() and int(key) < len(section):
+        return section[int(key)]
+    return None
+
+
+def is_path(dotted: str) -> bool:
+    """Whether a key names files of rows."""
+    return dotted in PATH_KEYS or (dotted.startswith("stages.") and dotted.endswith((".data.train", ".data.test")))
+
+
+def absolute(file: str) -> str:
+    """A path from the command line, from the root; a data set of the hub as it is."""
+    return file if file.startswith("hub:") else str(Path(file).expanduser().absolute())
