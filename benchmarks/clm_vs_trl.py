@@ -39,7 +39,8 @@ from luthier.recipe.training import Training
 from luthier.records import Document, Sequence
 from luthier.runtime import keep_big_blocks
 from luthier.training.learner import new_learner
-from luthier.training.loop import make_optimizer, one_step
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import one_step
 from sft_vs_trl import (
     INSTALL,
     LARGEST_LOSS_DIFFERENCE,

@@ -42,7 +42,8 @@ from luthier.records import Preference, Sequence
 from luthier.runtime import keep_big_blocks, peak_memory_bytes
 from luthier.stages.reference import with_reference
 from luthier.training.learner import Learner, new_learner
-from luthier.training.loop import make_optimizer, one_step
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import one_step
 from sft_vs_trl import INSTALL, positive
 
 SIDES = ("luthier", "trl")

@@ -26,7 +26,7 @@ from luthier.forest.forward import set_backend
 from luthier.methods.base import Example
 from luthier.methods.distillation import Distillation, coarse_kl, distillation_loss
 from luthier.models import LoadedModel
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Distil
 from luthier.records import Sequence
 from luthier.stages.teacher import LocalTeacher
@@ -74,7 +74,7 @@ def from_the_same_logits(what: str, temperature: float) -> tuple[float, float]:
 def end_to_end(what: str, temperature: float) -> tuple[float, float]:
     """The same for a student of width 32 with an adapter and a teacher of width 48, in float32."""
     student, teacher = tiny_model(32, seed=1), tiny_model(48, seed=2)
-    learner = new_learner(student, Adapter(rank=4), 0, "auto")
+    learner = new_learner(student, Lora(rank=4), 0, "auto")
     warmed(learner)
     examples = some_examples()
     settings = Distil(teacher="tiny", what=what, temperature=temperature, top_k=VOCABULARY)  # type: ignore[arg-type]

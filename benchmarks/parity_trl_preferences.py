@@ -25,12 +25,12 @@ from luthier.methods.base import Example, make_batch
 from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Dpo, Kto, Orpo, Reward, SimPo
 from luthier.records import Message, Preference, Rating, Source
 from luthier.stages.reference import with_reference
 from luthier.training.learner import Learner, new_learner
-from luthier.training.loop import annotated
+from luthier.training.step import annotated
 from tiny import tiny_folder  # type: ignore[import-not-found]
 
 LARGEST_LOSS, LARGEST_GRADIENT = 1e-5, 1e-4
@@ -93,7 +93,7 @@ def compare(settings: Any, model: Path, scratch: Path) -> tuple[float, float, fl
     loaded = load_model(str(model), precision="float32")
     method = make_stage_method(settings).fitted(rows_for(settings))
     heads = method.heads(loaded.hidden_size)
-    learner = new_learner(loaded, Adapter(rank=4, alpha=8.0), 1, "grouped", heads)
+    learner = new_learner(loaded, Lora(rank=4, alpha=8.0), 1, "grouped", heads)
     examples = method.view(Dialogue(Layout(loaded.tokenizer)), rows_for(settings))
     if method.needs_reference:
         examples = with_reference(learner, examples, 4096, scratch / "reference")

@@ -35,7 +35,9 @@ from luthier.models import load_model
 from luthier.recipe import Tune
 from luthier.runtime import keep_big_blocks
 from luthier.training.learner import Learner, label_head, new_learner
-from luthier.training.loop import make_optimizer, one_step, rows_of_step
+from luthier.training.loop import rows_of_step
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import one_step
 
 PACKAGES = ("luthier", "torch", "transformers", "peft")
 NUM_PROFILE_LINES = 20

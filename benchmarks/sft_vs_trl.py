@@ -38,7 +38,8 @@ from luthier.recipe import Tune
 from luthier.records import Sequence
 from luthier.runtime import keep_big_blocks, peak_memory_bytes
 from luthier.training.learner import new_learner
-from luthier.training.loop import make_optimizer, one_step
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import one_step
 
 SIDES = ("luthier", "trl")
 PACKAGES = ("luthier", "trl", "torch", "transformers", "peft", "accelerate", "datasets")

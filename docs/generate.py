@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from luthier.cli.main import app
 from luthier.recipe import Recipe
+from luthier.recipe.base import Kind
 from luthier.recipe.methods import METHODS
 from luthier.recipe.methods.base import MethodPart
 from luthier.recipe.stages import TrainRecipe
@@ -62,7 +63,7 @@ def recipe_page() -> str:
         "prints the recipe with all defaults. Keys without a default have to be given.",
     ]
     for path, part in sections(Recipe):
-        lines += section_lines(f"`{path}`" if path else "Top level", part, path)
+        lines += section_lines(section_title(path, part), part, path)
     return "\n".join(lines) + "\n"
 
 
@@ -82,7 +83,7 @@ def stages_page() -> str:
         first.setdefault(part, path)
     for path, part in sections(TrainRecipe):
         if first[part] == path:
-            lines += section_lines(f"`{path}`" if path else "Top level", part, path, first=first)
+            lines += section_lines(section_title(path, part), part, path, first=first)
     lines += [
         "",
         "## Methods",
@@ -95,6 +96,13 @@ def stages_page() -> str:
         lines += section_lines(f"`{kind}`", method, "", hidden=("kind",), level="###")
         lines += tune_lines(method)
     return "\n".join(lines) + "\n"
+
+
+def section_title(path: str, part: type[BaseModel]) -> str:
+    """What stands over a section: its path, and its kind where the path may lead to several."""
+    if not path:
+        return "Top level"
+    return f"`{path}` of kind `{part.model_fields['kind'].default}`" if issubclass(part, Kind) else f"`{path}`"
 
 
 def section_lines(
@@ -125,16 +133,18 @@ def sections(part: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[
     """A section and those inside it, with their dotted paths."""
     yield path, part
     for key, field in part.model_fields.items():
-        if (inner := section_in(field.annotation)) is not None:
+        for inner in sections_in(field.annotation):
             yield from sections(inner, joined(path, key))
 
 
-def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section behind a key: alone, in a list, or where it may be left out. Methods have sections of their own."""
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections behind a key: alone, in a list, where it may be left out, or one of several kinds.
+
+    Methods have sections of their own.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return None if issubclass(annotation, MethodPart) else annotation
-    found = [section_in(inner) for inner in get_args(annotation) if inner is not type(None)]
-    return next((one for one in found if one is not None), None)
+        return [] if issubclass(annotation, MethodPart) else [annotation]
+    return [part for inner in get_args(annotation) if inner is not type(None) for part in sections_in(inner)]
 
 
 def joined(path: str, key: str) -> str:
@@ -145,10 +155,15 @@ def joined(path: str, key: str) -> str:
 def key_row(path: str, key: str, field: FieldInfo, first: dict[type[BaseModel], str]) -> str:
     """The table row of one key; a section's leads to where its keys stand."""
     name = joined(path, key)
-    if (inner := section_in(field.annotation)) is not None:
+    if found := sections_in(field.annotation):
         many = {list: "list of sections", dict: "sections by name"}.get(get_origin(field.annotation), "section")
         default = "**required**" if field.is_required() else "nothing" if field.default is None else ""
-        cells = [f"[`{name}`](#{first.get(inner, name).replace('.', '')})", many, default]
+        title = section_title(first.get(found[0], name), found[0])
+        anchor = "".join(char for char in title.replace(" ", "-") if char.isalnum() or char in "-_")
+        if len(found) > 1:
+            many = "one of " + ", ".join(f"`{part.model_fields['kind'].default}`" for part in found)
+            default = f"`{field.get_default(call_default_factory=True).kind}`"
+        cells = [f"[`{name}`](#{anchor})", many, default]
     else:
         cells = [f"`{name}`", type_words(field.annotation, field.metadata), default_words(field)]
     return row([*cells, field.description or ""])

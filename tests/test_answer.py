@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from luthier import stages
-from luthier.adapters import load_lora
+from luthier.adapters import load_adapter
 from luthier.errors import DataError, RunError
 from luthier.generation.sampling import Sampling
 from luthier.records import Message
@@ -77,7 +77,7 @@ def plain_reply(model, tokens, most, stop):
 
 def whole_model(path, adapter):
     """The model with a saved adapter, through transformers and PEFT alone."""
-    return load_lora(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), adapter).eval()
+    return load_adapter(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), adapter).eval()
 
 
 def test_the_prompt_of_an_answer_is_the_beginning_of_the_trained_row(run):

@@ -14,7 +14,7 @@ from luthier.methods.base import make_batch
 from luthier.methods.conversations import ConversationSft
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout, PromptError
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Sft
 from luthier.records import Completion, Conversation, Document, Instruction, Message, Preference, Rating, Source
 from luthier.training.learner import new_learner
@@ -337,7 +337,7 @@ def test_all_turns_in_one_pass_equal_one_pass_per_turn(tiny_path):
     prompt = dialogue()
     turns = talk("Classify the text", "Sports", "a new match won", "Politics goal", "Text", "Arts")
     turns = (*turns[:3], replace(turns[3], weight=0.5), *turns[4:])
-    learner = new_learner(load_model(str(tiny_path)), Adapter(rank=2), 0, "auto").eval()
+    learner = new_learner(load_model(str(tiny_path)), Lora(rank=2), 0, "auto").eval()
     method = ConversationSft()
     whole = make_batch([learn(prompt, *turns)])
     single = [make_batch([learn(prompt, *turns[: n + 1], train_on="last_answer")]) for n in (1, 3, 5)]

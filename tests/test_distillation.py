@@ -14,7 +14,7 @@ from luthier.forest.head import top_logprobs
 from luthier.methods.base import Candidates, Example, make_batch
 from luthier.methods.distillation import Distillation, coarse_kl, distillation_loss
 from luthier.models import load_model
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.records import (
     Sequence,
 )
@@ -22,7 +22,8 @@ from luthier.stages.teacher import (
     local_teacher,
 )
 from luthier.training.learner import new_learner
-from luthier.training.loop import make_optimizer, one_step
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import one_step
 from teachers import plain_logits, settings_of, some_examples, taught, wide_folder
 from test_training import tune_of
 from tiny import tiny_tokenizer
@@ -168,7 +169,7 @@ def test_loss_and_scores_against_plain_models(what, tiny_path, teacher_path):
     student = load_model(str(tiny_path))
     examples = taught(settings, student, some_examples())
     method = Distillation(settings)
-    learner = new_learner(student, Adapter(rank=2), 0, "auto").eval()
+    learner = new_learner(student, Lora(rank=2), 0, "auto").eval()
     batch = learner.batch(examples)
     with torch.no_grad():
         outputs = learner(batch)
@@ -204,7 +205,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(what, tiny_path):
     settings = settings_of(tiny_path, what=what, temperature=1.5)
     student = load_model(str(tiny_path))
     batch = make_batch(taught(settings, student, some_examples()))
-    learner = new_learner(student, Adapter(rank=2), 0, "auto")
+    learner = new_learner(student, Lora(rank=2), 0, "auto")
     out = Distillation(settings).loss(learner(batch), batch)
     out.total.backward()
     gradients = [parameter.grad for parameter in learner.trained().values()]
@@ -223,7 +224,7 @@ def test_positions_without_weight_count_exactly_nothing(tiny_path, teacher_path)
     values_QK[0], tokens_QK[0] = np.log([0.7, 0.1, 0.1, 0.05]), [30, 31, 32, 33]
     first = replace(examples[0], sequences=(own,))
     second = replace(first, teacher=Candidates(tokens_QK, values_QK))
-    learner, found = new_learner(student, Adapter(rank=2), 0, "auto"), []
+    learner, found = new_learner(student, Lora(rank=2), 0, "auto"), []
     for example in (first, second):
         batch = make_batch([example, examples[1]])
         outputs = learner(batch)
@@ -248,7 +249,7 @@ def test_micro_batches_and_backends_give_one_trajectory(online, tiny_path, teach
             method = replace(method, teacher=local_teacher(settings, student, "auto", most))
         else:
             examples = taught(settings, student, examples)
-        learner = new_learner(student, Adapter(rank=2), 3, backend)
+        learner = new_learner(student, Lora(rank=2), 3, backend)
         tune = tune_of(micro_batch_tokens=most, learning_rate=1e-2)
         optimizer = make_optimizer(learner, tune)
         found.append([one_step(learner, method, examples, optimizer, 1.0, tune, step) for step in range(3)])
@@ -263,7 +264,7 @@ def test_micro_batches_and_backends_give_one_trajectory(online, tiny_path, teach
 def test_overfits_one_batch(tiny_path, tmp_path):
     """The teacher is the student with an adapter: what a fresh adapter can become, though drawn otherwise."""
     student = load_model(str(tiny_path))
-    learner = new_learner(student, Adapter(rank=4, alpha=8.0), 8, "auto")
+    learner = new_learner(student, Lora(rank=4, alpha=8.0), 8, "auto")
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in learner.trained().values():
@@ -272,7 +273,7 @@ def test_overfits_one_batch(tiny_path, tmp_path):
     settings = settings_of(tiny_path, top_k=16, adapter=str(tmp_path))
     student = load_model(str(tiny_path))
     examples = taught(settings, student, some_examples(4))
-    learner = new_learner(student, Adapter(rank=16, alpha=32.0), 3, "auto")
+    learner = new_learner(student, Lora(rank=16, alpha=32.0), 3, "auto")
     tune = tune_of(learning_rate=1e-2)
     optimizer = make_optimizer(learner, tune)
     losses = [

@@ -18,7 +18,7 @@ from luthier.methods.documents import DocumentClm, end_of_text
 from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Clm
 from luthier.recipe.stages import parse_stages
 from luthier.records import Conversation, Document, Labelled, Ledger, Message, Source
@@ -181,7 +181,7 @@ def test_settings_are_checked():
 
 @pytest.fixture(scope="module")
 def learner(tiny_path):
-    return new_learner(load_model(str(tiny_path)), Adapter(rank=2), 0, "auto").eval()
+    return new_learner(load_model(str(tiny_path)), Lora(rank=2), 0, "auto").eval()
 
 
 def test_the_loss_by_hand_and_its_gradient():

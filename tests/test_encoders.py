@@ -15,7 +15,7 @@ from luthier.forest.forward import backbone, choose_backend, hidden_states, logp
 from luthier.forest.tree import build_forest
 from luthier.methods.base import Example
 from luthier.models import load_model
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.records import Sequence
 from luthier.training.learner import load_learner, new_learner
 
@@ -217,7 +217,7 @@ def test_a_folder_loads(family, tmp_path):
     loaded = load_model(str(path), encoders=True)
     assert not loaded.causal and loaded.family == family and loaded.hidden_size == 32
     torch.testing.assert_close(output_head(loaded.model).weight_VD, output_head(tiny_encoder(family)).weight_VD)
-    model = new_learner(loaded, Adapter(rank=2), 0, "auto").train()
+    model = new_learner(loaded, Lora(rank=2), 0, "auto").train()
     row = [Example((PERMUTED[0] if family == "xlnet" else ROWS[0],))]
     with torch.no_grad():
         first, second = model(model.batch(row)).logprobs_M, model(model.batch(row)).logprobs_M
@@ -252,7 +252,7 @@ def test_known_positions(bert_path, tmp_path):
 
 
 def test_an_adapter_loads_in_plain_peft(bert_path, tmp_path):
-    learner = new_learner(load_model(str(bert_path), encoders=True), Adapter(rank=2), 0, "auto")
+    learner = new_learner(load_model(str(bert_path), encoders=True), Lora(rank=2), 0, "auto")
     with torch.no_grad():
         for parameter in learner.trained().values():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)

@@ -24,14 +24,16 @@ from luthier.methods.heads.texts import text_sequences, word_sequences
 from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Classify, MultiLabel, Ordinal, Regress, Tag
 from luthier.recipe.stages import parse_stages
 from luthier.recipe.training import Training
 from luthier.records import Document, Labelled, Sequence, Source, Tagged
 from luthier.stopped import Stopped
 from luthier.training.learner import new_learner, read_heads
-from luthier.training.loop import divisors, evaluate, make_optimizer, one_step, train
+from luthier.training.loop import train
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import divisors, evaluate, one_step
 
 LOG2 = math.log(2)
 SOURCE = Source("rows.jsonl", 1)
@@ -547,7 +549,7 @@ class OnModel:
         settings, rows = EACH[name]
         loaded = load_model(str(model_path))
         self.method = make_stage_method(settings.model_copy(update=changes)).fitted(rows)
-        self.learner = new_learner(loaded, Adapter(rank=2, alpha=4.0), 3, "auto", self.method.heads(32))
+        self.learner = new_learner(loaded, Lora(rank=2, alpha=4.0), 3, "auto", self.method.heads(32))
         self.examples = self.method.view(Dialogue(Layout(loaded.tokenizer)), rows)
         assert all(isinstance(self.method.accept(row), list) for row in rows) and len(self.examples) == len(rows)
 

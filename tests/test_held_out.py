@@ -11,7 +11,7 @@ from luthier.methods.base import make_batch
 from luthier.methods.documents import DocumentClm
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Clm
 from luthier.records import Document, Source
 from luthier.training.learner import new_learner
@@ -130,7 +130,7 @@ def test_p_of_a_ratio_whose_denominator_changes():
 def test_scores_stand_in_the_order_of_the_rows(tiny_path):
     """However they are cut into micro-batches, whose order is by tokens."""
     loaded = load_model(str(tiny_path))
-    learner = new_learner(loaded, Adapter(rank=2), 0, "auto")
+    learner = new_learner(loaded, Lora(rank=2), 0, "auto")
     method = DocumentClm(settings=Clm(window_tokens=16))
     texts = ("vote in the senate", "Text goal", "a museum of Arts and song", "Text team won")
     rows = method.view(Dialogue(Layout(loaded.tokenizer)), [Document(text, Source("x", 1)) for text in texts])

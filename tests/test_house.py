@@ -151,6 +151,6 @@ def test_command_line_starts_without_torch():
 
 
 @pytest.mark.parametrize("call", [".backward(", "optimizer.step("])
-def test_one_training_loop(call):
+def test_one_training_step(call):
     files = [str(module.relative_to(SOURCE)) for module in modules() if call in module.read_text()]
-    assert files == ["training/loop.py"]
+    assert files == ["training/step.py"]

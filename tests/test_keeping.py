@@ -17,7 +17,7 @@ from luthier.methods import HeadMethod
 from luthier.methods.base import make_batch
 from luthier.models import load_model
 from luthier.prompts import ClassifyPrompt, Layout
-from luthier.recipe import Adapter, Training
+from luthier.recipe import Lora, Training
 from luthier.recipe.stages import TrainRecipe, parse_stages
 from luthier.stages import train
 from luthier.stages.keeping import lost, matrix, note
@@ -32,8 +32,8 @@ from luthier.training.anchor import (
 )
 from luthier.training.course import Course
 from luthier.training.learner import load_learner, new_learner
-from luthier.training.loop import one_step
 from luthier.training.loop import train as train_loop
+from luthier.training.step import one_step
 from test_training import ROWS, TASK
 
 # --- the penalties ----------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class Heads:
     def __init__(self, model_path: Path):
         loaded = load_model(str(model_path))
         torch.manual_seed(6)
-        self.learner = new_learner(loaded, Adapter(rank=2, alpha=4.0), 3, "auto", {"main": torch.nn.Linear(32, 3)})
+        self.learner = new_learner(loaded, Lora(rank=2, alpha=4.0), 3, "auto", {"main": torch.nn.Linear(32, 3)})
         self.rows = HeadMethod().view(ClassifyPrompt(TASK, Layout(loaded.tokenizer)), ROWS[:6])
 
     def moved(self) -> "Heads":

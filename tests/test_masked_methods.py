@@ -20,13 +20,13 @@ from luthier.methods.permuted import PermutedLm, predicted_tokens
 from luthier.methods.windows import SPECIAL, cuts, vocabulary_of, windows
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter, Training
+from luthier.recipe import Lora, Training
 from luthier.recipe.methods import Mlm, Plm
 from luthier.records import Conversation, Document, Labelled, Message, Source
 from luthier.stages.run import train
 from luthier.training.learner import new_learner
-from luthier.training.loop import one_step
 from luthier.training.loop import train as train_loop
+from luthier.training.step import one_step
 
 SOURCE = Source("corpus.jsonl", 1)
 TOKENIZER = tiny_encoder_tokenizer()
@@ -147,9 +147,7 @@ def test_what_is_guessed_is_a_pure_function(method):
 def test_the_loop_asks_for_another_form_at_each_step(tmp_path):
     """With a rate of nothing, the loss of step n is that of the rows as they are varied for n."""
     method = MaskedLm(settings=Mlm(window_tokens=32))
-    learner = new_learner(
-        load_model(str(tiny_encoder_folder(tmp_path / "m")), encoders=True), Adapter(rank=1), 0, "auto"
-    )
+    learner = new_learner(load_model(str(tiny_encoder_folder(tmp_path / "m")), encoders=True), Lora(rank=1), 0, "auto")
     examples = method.view(PROMPT, [document(30), document(25, 4)])
     settings = Training(epochs=4.0, batch_size=2, learning_rate=1e-12, weight_decay=0.0)
     history = train_loop(learner, method, examples, [], settings, 9, tmp_path / "run", lambda progress: None)
@@ -170,7 +168,7 @@ def test_resuming_is_exact(tmp_path):
     settings = Training(epochs=2.0, batch_size=3, learning_rate=1e-2, checkpoint_every=2)
 
     def trained() -> list[torch.Tensor]:
-        learner = new_learner(load_model(str(path), encoders=True), Adapter(rank=1), 0, "auto")
+        learner = new_learner(load_model(str(path), encoders=True), Lora(rank=1), 0, "auto")
         train_loop(learner, method, examples, [], settings, 1, tmp_path / "run", lambda progress: None)
         return [parameter.detach().clone() for parameter in learner.trained().values()]
 
@@ -204,7 +202,7 @@ def test_a_step_in_pieces_is_one_step(family, tmp_path):
     rows = method.view(prompt, [document(10 + 3 * i, i) for i in range(8)])
     found = []
     for most in (16, 64, 4096):
-        learner = new_learner(load_model(str(loaded_path), encoders=True), Adapter(rank=2), 0, "auto")
+        learner = new_learner(load_model(str(loaded_path), encoders=True), Lora(rank=2), 0, "auto")
         trained = list(learner.trained().values())
         optimizer = torch.optim.SGD([{"params": trained, "peak": 0.1}], lr=0.1)
         tune = Training(micro_batch_tokens=most, clip_norm=0.0)

@@ -18,13 +18,15 @@ from luthier.methods.preferences.kto import KtoMethod, next_other
 from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Dpo, Kto, Orpo, Reward, SimPo
 from luthier.recipe.stages import parse_stages
 from luthier.recipe.training import Training
 from luthier.records import Message, Preference, Prompt, Ranking, Rating, Source
 from luthier.training.learner import Learner, load_learner, new_learner
-from luthier.training.loop import annotated, evaluate, make_optimizer, one_step, train
+from luthier.training.loop import train
+from luthier.training.optimizers import make_optimizer
+from luthier.training.step import annotated, evaluate, one_step
 
 LOG2 = math.log(2)
 SOURCE = Source("pairs.jsonl", 1)
@@ -81,7 +83,7 @@ class Tiny:
         self.prompt = Dialogue(Layout(loaded.tokenizer))
         self.method = make_stage_method(SETTINGS[name]).fitted(rows_for(name))
         heads = self.method.heads(loaded.hidden_size)
-        self.learner: Learner = new_learner(loaded, Adapter(rank=2, alpha=4.0), 3, backend, heads)
+        self.learner: Learner = new_learner(loaded, Lora(rank=2, alpha=4.0), 3, backend, heads)
         self.examples = self.method.view(self.prompt, rows_for(name))
         if self.method.needs_reference:
             self.examples = [self.referred(example) for example in self.examples]
@@ -104,7 +106,7 @@ class Tiny:
 
 def tune_of(**changes) -> Training:
     values = {"batch_size": 4, "epochs": 2.0, "learning_rate": 5e-3, "evaluate_every": 2, "checkpoint_every": 1,
-              "adapter": Adapter(rank=2, alpha=4.0)}  # fmt: skip
+              "adapter": Lora(rank=2, alpha=4.0)}  # fmt: skip
     return Training(**(values | changes))
 
 

@@ -17,8 +17,9 @@ from luthier.recipe.training import Training
 from luthier.records import Labelled, Source
 from luthier.stages import train
 from luthier.training.learner import load_learner
-from luthier.training.loop import evaluate, make_optimizer, one_step
+from luthier.training.optimizers import make_optimizer
 from luthier.training.probe import FEATURES, ProbeLearner
+from luthier.training.step import evaluate, one_step
 from tiny import tiny_folder
 
 SPORTS = ["a goal won the match", "the team won the match", "a new goal by the team", "the match won by a team"]

@@ -13,7 +13,7 @@ from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
 from luthier.progress import Silent
 from luthier.prompts import Dialogue, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.recipe.methods import Dpo, Kto
 from luthier.recipe.stages import parse_stages
 from luthier.records import Sequence
@@ -85,7 +85,7 @@ class Counted:
     def __init__(self, path):
         loaded = load_model(str(path))
         self.prompt = Dialogue(Layout(loaded.tokenizer))
-        self.learner: Learner = new_learner(loaded, Adapter(rank=2, alpha=4.0), 3, "auto")
+        self.learner: Learner = new_learner(loaded, Lora(rank=2, alpha=4.0), 3, "auto")
         self.calls = 0
         self.learner.register_forward_hook(self.count)
 

@@ -19,7 +19,7 @@ from luthier.files import sha256
 from luthier.methods.base import Example, LossOut, Outputs, make_batch
 from luthier.methods.several import Part, Several, shares_of, task_key
 from luthier.models import load_model
-from luthier.recipe import Adapter, Training
+from luthier.recipe import Lora, Training
 from luthier.recipe.stages import dump_stages, load_stages, parse_stages
 from luthier.records import Sequence
 from luthier.stages import train
@@ -28,8 +28,9 @@ from luthier.stages.several import joint_verdict
 from luthier.stopped import Stopped
 from luthier.training.course import Course, MixedOrder, mixed_draws, replay_draws, whole_shares
 from luthier.training.learner import load_learner, new_learner
-from luthier.training.loop import evaluate, one_step, rows_in_order
+from luthier.training.loop import rows_in_order
 from luthier.training.loop import train as train_loop
+from luthier.training.step import evaluate, one_step
 
 WORDS = ("goal", "team", "match", "song", "museum", "painter", "vote", "law", "senate")
 
@@ -101,7 +102,7 @@ def test_a_task_may_be_called_as_it_likes(names, tiny_path, tmp_path):
     """The keys of heads can be neither an attribute's name nor hold a dot; the same heads come back."""
     keys = [task_key("v1.2", name) for name in names]
     heads = {key: torch.nn.Linear(32, 2) for key in keys}
-    learner = new_learner(load_model(str(tiny_path)), Adapter(rank=2), 0, "auto", heads)
+    learner = new_learner(load_model(str(tiny_path)), Lora(rank=2), 0, "auto", heads)
     learner.save(tmp_path)
     loaded = load_learner(load_model(str(tiny_path)), tmp_path, "auto")
     assert all(torch.equal(loaded.heads[key].weight, heads[key].weight) for key in keys)
@@ -122,7 +123,7 @@ class ThreeTasks:
         torch.manual_seed(3)
         outputs = {"label": 2, "number": 1, "tags": 3}
         heads = {f"s/{task}": torch.nn.Linear(32, size) for task, size in outputs.items()}
-        self.learner = new_learner(load_model(str(model_path)), Adapter(rank=2, alpha=4.0), 3, "auto", heads)
+        self.learner = new_learner(load_model(str(model_path)), Lora(rank=2, alpha=4.0), 3, "auto", heads)
         with torch.no_grad():  # off zero, so that A has a gradient too
             for name, parameter in self.learner.trained().items():
                 if "lora_B" in name:

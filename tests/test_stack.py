@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from luthier.adapters import folded, joined_lora, load_lora
+from luthier.adapters import folded, joined_lora, load_adapter
 from luthier.errors import ModelError
 
 TOKENS = torch.tensor([[5, 6, 7, 40, 12, 30, 8]])
@@ -131,4 +131,4 @@ def test_an_adapter_of_another_kind_is_refused(tiny_path, tmp_path):
 
 def test_a_folder_without_adapter_is_refused(tiny_path, tmp_path):
     with pytest.raises(ModelError, match=r"holds no adapter_model\.safetensors; give the folder of a finished run"):
-        load_lora(AutoModelForCausalLM.from_pretrained(tiny_path), tmp_path)
+        load_adapter(AutoModelForCausalLM.from_pretrained(tiny_path), tmp_path)

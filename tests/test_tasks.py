@@ -11,9 +11,9 @@ from luthier.methods import HeadMethod
 from luthier.methods.base import Example, make_batch
 from luthier.models import load_model
 from luthier.prompts import ClassifyPrompt, Layout
-from luthier.recipe import Adapter
+from luthier.recipe import Lora
 from luthier.training.learner import load_learner, new_learner
-from luthier.training.loop import evaluate, one_step
+from luthier.training.step import evaluate, one_step
 from test_training import ROWS, TASK, tune_of
 
 
@@ -24,7 +24,7 @@ class TwoTasks:
         loaded = load_model(str(model_path))
         torch.manual_seed(6)
         heads = {"left": torch.nn.Linear(32, 3), "right": torch.nn.Linear(32, 2)}
-        self.learner = new_learner(loaded, Adapter(rank=2, alpha=4.0), 3, "auto", heads)
+        self.learner = new_learner(loaded, Lora(rank=2, alpha=4.0), 3, "auto", heads)
         rows = HeadMethod().view(ClassifyPrompt(TASK, Layout(loaded.tokenizer)), ROWS[:8])
         self.left = [replace(rows[i], task="left") for i in (0, 3, 6)]
         self.right = [replace(rows[i], gold=(float(i % 2),), task="right") for i in (1, 2, 4, 5, 7)]
@@ -107,7 +107,7 @@ def test_a_row_may_have_targets_and_spans(tiny_path):
 
 
 def test_without_heads_no_head_file_is_written(tiny_path, tmp_path):
-    learner = new_learner(load_model(str(tiny_path)), Adapter(rank=2), 0, "auto")
+    learner = new_learner(load_model(str(tiny_path)), Lora(rank=2), 0, "auto")
     learner.save(tmp_path)
     assert not (tmp_path / "head.safetensors").exists()
     assert not load_learner(load_model(str(tiny_path)), tmp_path, "auto").heads

@@ -290,8 +290,9 @@ def test_a_stage_brings_the_student_nearer_to_its_teacher(tiny_path, teacher_pat
     assert kl["after"]["value"] < 0.9 * kl["before"]["value"] and kl["change"]["high"] < 0
     assert runs[False]["primary_metric"] == "kl" and runs[False]["verdict"].startswith("better: kl ")
     curves = [[point["loss"] for point in run["training"]["curve"]["train"]] for run in runs.values()]
-    assert len(curves[0]) > 5 and curves[0] == pytest.approx(curves[1], rel=1e-4)
-    assert runs[True]["figures"]["kl"]["after"]["value"] == pytest.approx(kl["after"]["value"], rel=1e-3)
+    assert len(curves[0]) > 5 and curves[0][:3] == pytest.approx(curves[1][:3], rel=1e-4)
+    assert curves[0] == pytest.approx(curves[1], rel=5e-3)  # rounding grows from step to step
+    assert runs[True]["figures"]["kl"]["after"]["value"] == pytest.approx(kl["after"]["value"], rel=5e-3)
     assert len(list((tmp_path / "run-False" / "stages" / "01-distil" / "teacher").glob("*.safetensors"))) == 1
     assert not (tmp_path / "run-True" / "stages" / "01-distil" / "teacher").exists()
 

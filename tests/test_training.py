@@ -20,21 +20,16 @@ from luthier.methods import make_method
 from luthier.methods.base import MAIN, make_batch, split_by_tokens
 from luthier.models import load_model
 from luthier.prompts import ClassifyPrompt, Layout
-from luthier.recipe import Adapter, Task, Tune
+from luthier.recipe import Lora, Task, Tune
 from luthier.records import Labelled, Source
 from luthier.signals import Stop
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, StepDone, latest_checkpoint, save_checkpoint
 from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner, read_heads
-from luthier.training.loop import (
-    Schedule,
-    evaluate,
-    make_optimizer,
-    one_step,
-    permutation,
-    rows_of_step,
-    train,
-)
+from luthier.training.loop import permutation, rows_of_step, train
+from luthier.training.optimizers import make_optimizer
+from luthier.training.schedules import Schedule
+from luthier.training.step import evaluate, one_step
 from tiny import tiny_folder
 
 TASK = Task(labels=["SPORTS", "POLITICS", "ARTS_AND_CULTURE"], instruction="Classify the text.")
@@ -53,7 +48,7 @@ def tune_of(**changes) -> Tune:
         "method": "candidates", "batch_size": 4, "epochs": 4.0, "learning_rate": 5e-3, "head_learning_rate": 1e-2,
         "warmup_share": 0.2, "schedule": "cosine", "weight_decay": 0.01, "clip_norm": 1.0, "label_smoothing": 0.0,
         "micro_batch_tokens": 4096, "evaluate_every": 3, "checkpoint_every": 2,
-        "adapter": Adapter(rank=2, alpha=4.0),
+        "adapter": Lora(rank=2, alpha=4.0),
     }  # fmt: skip
     return Tune(**(values | changes))
 
@@ -157,7 +152,7 @@ def test_the_recorded_trajectory(tiny_path, tmp_path):
 @pytest.mark.parametrize(("method", "epochs"), [("sft", 40.0), ("candidates", 20.0), ("head", 20.0)])
 def test_one_batch_can_be_learnt_by_heart(method, epochs, tiny_path, tmp_path):
     tune = tune_of(
-        method=method, epochs=epochs, learning_rate=2e-2, adapter=Adapter(rank=8, alpha=16.0), checkpoint_every=80,
+        method=method, epochs=epochs, learning_rate=2e-2, adapter=Lora(rank=8, alpha=16.0), checkpoint_every=80,
         evaluate_every=80,
     )  # fmt: skip
     training = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]])
@@ -176,7 +171,7 @@ def test_one_batch_can_be_learnt_by_heart(method, epochs, tiny_path, tmp_path):
 )
 def test_ten_steps_are_five_and_a_stop_and_five(method, number, tiny_path, tmp_path):
     """Bit for bit, dropout's random state included."""
-    tune = tune_of(method=method, checkpoint_every=0, adapter=Adapter(rank=2, alpha=4.0, dropout=0.2))
+    tune = tune_of(method=method, checkpoint_every=0, adapter=Lora(rank=2, alpha=4.0, dropout=0.2))
     whole = Training(tiny_path, tune)
     wanted = whole.run(tmp_path / "whole")
 
@@ -322,7 +317,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, tiny_path, tmp_path)
     [
         ({"epochs": 6.0}, r"\(28 tensors, 10 steps; this one has 28 tensors, 15 steps\)"),
         ({"method": "head"}, r"\(28 tensors, 10 steps; this one has 30 tensors, 10 steps\)"),
-        ({"adapter": Adapter(rank=3, alpha=4.0)}, "belongs to another training"),
+        ({"adapter": Lora(rank=3, alpha=4.0)}, "belongs to another training"),
     ],
 )
 def test_the_checkpoints_of_another_training_are_refused(changes, told, tiny_path, tmp_path):
@@ -394,7 +389,7 @@ def test_a_diverged_validation_stops(tiny_path, tmp_path):
 
 def test_an_adapter_that_matches_nothing_is_refused(tiny_path):
     with pytest.raises(ModelError, match="tune.adapter.targets: .*no_such_layer"):
-        Training(tiny_path, tune_of(adapter=Adapter(targets=["no_such_layer"])))
+        Training(tiny_path, tune_of(adapter=Lora(targets=["no_such_layer"])))
 
 
 def test_nothing_to_train_is_refused(tiny_path):

@@ -1,7 +1,20 @@
-"""Kinds of adapters: what is trained, saved and loaded. The formats are PEFT's."""
+"""Kinds of adapters: what is trained, saved and loaded. The formats are PEFT's wherever PEFT has the kind."""
 
+from luthier.adapters.base import CONFIG, WEIGHTS, AdapterKind, Plain
 from luthier.adapters.fused import fuse
-from luthier.adapters.lora import add_lora, load_lora, name_base_model, restore_lora, save_lora
-from luthier.adapters.stack import folded, joined_lora
+from luthier.adapters.registry import add_adapter, folded, kind_of, load_adapter, name_base_model
+from luthier.adapters.stack import joined_lora
 
-__all__ = ["add_lora", "folded", "fuse", "joined_lora", "load_lora", "name_base_model", "restore_lora", "save_lora"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "AdapterKind",
+    "Plain",
+    "add_adapter",
+    "folded",
+    "fuse",
+    "joined_lora",
+    "kind_of",
+    "load_adapter",
+    "name_base_model",
+]

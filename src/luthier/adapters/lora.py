@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from luthier.adapters.base import require_adapter
 from luthier.errors import ModelError
-from luthier.files import write_json
-from luthier.recipe import Adapter
+from luthier.recipe.adapters import Lora
 
 
-def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_folder: Path) -> PeftModel:
+class LoraKind:
+    """LoRA as a kind of adapter; see AdapterKind."""
+
+    peft_type: ClassVar[str] = "LORA"
+
+    def add(self, model: nn.Module, settings: Lora, seed: int, base_folder: Path) -> PeftModel:
+        """A fresh adapter."""
+        return add_lora(model, settings, seed, base_folder)
+
+    def load(self, model: nn.Module, folder: Path, trainable: bool) -> PeftModel:
+        """A saved one."""
+        return load_lora(model, folder, trainable)
+
+    def save(self, wrapper: Any, folder: Path) -> None:
+        """In PEFT's format."""
+        save_peft(wrapper, folder)
+
+    def restore(self, wrapper: Any, folder: Path) -> None:
+        """Back from PEFT's format."""
+        restore_peft(wrapper, folder)
+
+    def fold(self, model: nn.Module, folder: Path) -> None:
+        """The updates added to the weights."""
+        wrapper: Any = load_lora(model, folder)
+        wrapper.merge_and_unload()
+
+    def remove(self, wrapper: Any) -> None:
+        """The plain layers again."""
+        wrapper.unload()
+
+
+def add_lora(model: nn.Module, adapter: Lora, seed: int, base_folder: Path) -> PeftModel:
     """Put a fresh adapter into `model` in place; returns PEFT's wrapper, which saves and loads it.
 
     A is drawn with `seed`, B is zero, so the first forward equals the base model's. `base_folder` is where the
@@ -46,30 +76,23 @@ def add_lora(model: nn.Module, adapter: Adapter, seed: int, base_folder: Path) -
         torch.random.set_rng_state(state)
 
 
-def save_lora(wrapper: PeftModel, folder: Path) -> None:
+def save_peft(wrapper: PeftModel, folder: Path) -> None:
     """adapter_model.safetensors and adapter_config.json in PEFT's format."""
     wrapper.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def restore_lora(wrapper: PeftModel, folder: Path) -> None:
-    """The weights that `save_lora` wrote, back into the adapter they came from."""
+def restore_peft(wrapper: PeftModel, folder: Path) -> None:
+    """The weights that `save_peft` wrote, back into the adapter they came from."""
     set_peft_model_state_dict(wrapper, load_peft_weights(str(folder), device="cpu"))
 
 
 def load_lora(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
     """An adapter from its folder, frozen unless `trainable`, put into `model` in place."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder} holds no adapter_model.safetensors; give the folder of a finished run.")
+    require_adapter(folder)
     with quiet_peft():
         wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     return wrapper
-
-
-def name_base_model(folder: Path, name: str) -> None:
-    """Write a name that means something elsewhere (a hub id) into a saved adapter's configuration."""
-    path = folder / "adapter_config.json"
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "base_model_name_or_path": name})
 
 
 @contextlib.contextmanager

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from luthier.adapters.lora import load_lora
+from luthier.adapters.base import CONFIG, WEIGHTS
 from luthier.errors import ModelError
 from luthier.files import write_json
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 A, B = "lora_A.weight", "lora_B.weight"
 # settings of PEFT under which an adapter is more than B A, or not the same in all layers
 SPECIAL = ("use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "layers_to_transform",
@@ -70,9 +69,3 @@ def zeros(like: tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
     """Factors of an adapter that leaves a layer alone."""
     a, b = like
     return a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank)
-
-
-def folded(model: nn.Module, folder: Path) -> None:
-    """Add a saved adapter to the weights of `model`, in place."""
-    wrapper: Any = load_lora(model, folder)
-    wrapper.merge_and_unload()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from luthier.evaluation.statistics import sign_flip_p
 from luthier.methods.base import Example, Objective, split_by_tokens
 from luthier.training.learner import Learner
-from luthier.training.loop import annotated
+from luthier.training.step import annotated
 
 CHUNK_NUMBERS = 4_000_000  # counts that are drawn at once: 32 MB
 Floats = NDArray[np.float64]

@@ -1,5 +1,6 @@
 """The recipe: one strict YAML file that says everything about a run. No torch here."""
 
+from luthier.recipe.adapters import Lora, Probe
 from luthier.recipe.base import Part, Share
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.reading import absolute
@@ -21,18 +22,19 @@ from luthier.recipe.run import (
     parse_corpus,
     parse_recipe,
 )
-from luthier.recipe.training import Adapter, Training
+from luthier.recipe.training import Training
 
 __all__ = [
     "ALL_ARMS",
-    "Adapter",
     "ArmName",
     "Ask",
     "Corpus",
     "Cost",
     "Data",
     "Judge",
+    "Lora",
     "Part",
+    "Probe",
     "Recipe",
     "Share",
     "Task",

@@ -18,6 +18,12 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Kind(Part):
+    """One of several sections that may stand under a key; its `kind` says which."""
+
+    kind: str
+
+
 def explain(item: Any, root: type[BaseModel]) -> str:
     """One pydantic error as a sentence: field, what is wrong, what is allowed."""
     location = ".".join(str(part) for part in item["loc"]) or root.__name__.lower()
@@ -53,7 +59,7 @@ def known_keys(root: type[BaseModel], parents: Sequence[str | int]) -> list[str]
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The sections in an annotation such as `Adapter`, `list[Input]`, `Corpus | None` or `Clm | Sft`."""
+    """The sections in an annotation such as `Lora`, `list[Input]`, `Corpus | None` or `Clm | Sft`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [part for inner in get_args(annotation) if inner is not type(None) for part in sections_of(inner)]

@@ -6,24 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from luthier.recipe.adapters import Adapter, Lora
 from luthier.recipe.base import Part
-
-
-class Adapter(Part):
-    """The low-rank adapter (LoRA, Hu et al. 2021), saved in PEFT's format; or none, and a head alone learns."""
-
-    kind: Literal["lora", "none"] = Field(
-        "lora",
-        description="`lora`; `none` trains a head on the frozen model (a linear probe): what it reads is computed "
-        "once and kept, and epochs cost seconds. For stages with a head.",
-    )
-
-    rank: int = Field(16, ge=1, description="Rank of the update.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update counts alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the update. A shared prefix shares its mask.")
-    targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Module names that get an adapter, or all linear layers but the head."
-    )
 
 
 class Training(Part):
@@ -46,4 +30,4 @@ class Training(Part):
     clip_norm: float = Field(1.0, ge=0, description="Largest gradient norm; 0 turns clipping off.")
     evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
     checkpoint_every: int = Field(20, ge=0, description="Steps between checkpoints; 0: only at validations.")
-    adapter: Adapter = Field(default_factory=Adapter, description="The adapter.")
+    adapter: Adapter = Field(default_factory=Lora, description="What is trained: a kind (`lora`), or its keys.")

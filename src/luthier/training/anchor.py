@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from luthier.methods.base import Example, Objective
 from luthier.training.learner import Learner
-from luthier.training.loop import annotated
+from luthier.training.step import annotated
 
 Tensors = Mapping[str, Tensor]
 

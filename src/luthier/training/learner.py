@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.adapters import add_lora, fuse, load_lora, restore_lora, save_lora
+from luthier.adapters import WEIGHTS, Plain, add_adapter, fuse, kind_of, load_adapter
 from luthier.errors import ModelError
 from luthier.forest.encoders import is_encoder
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
@@ -18,14 +18,14 @@ from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, spli
 from luthier.methods.heads.ordinal import Thresholds
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
-from luthier.recipe import Adapter
+from luthier.recipe.base import Kind
 
-ADAPTER_FILE, HEAD_FILE = "adapter_model.safetensors", "head.safetensors"
+ADAPTER_FILE, HEAD_FILE = WEIGHTS, "head.safetensors"
 CALIBRATION_ROWS = 64  # training rows on which a fresh head is centred
 
 
 class Learner(nn.Module):
-    """`wrapper` is PEFT's model, `lm` the transformers model inside it, `heads` a linear layer [L, D] by task."""
+    """`wrapper` is the model with its adapter, `lm` the model inside it, `heads` a linear layer [L, D] by task."""
 
     def __init__(self, wrapper: nn.Module, heads: Mapping[str, nn.Module], backend: str):
         super().__init__()
@@ -65,34 +65,25 @@ class Learner(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path) -> None:
-        """The adapter in PEFT's format, the heads as safetensors beside it."""
-        save_lora(self.wrapper, folder)
+        """The adapter in its own format, the heads as safetensors beside it."""
+        kind_of(self.wrapper).save(self.wrapper, folder)
         if self.heads:
             state = {name: tensor.contiguous() for name, tensor in self.heads.state_dict().items()}
             save_file(state, str(folder / HEAD_FILE))
 
     def load(self, folder: Path) -> None:
         """Put back in place what `save` wrote."""
-        restore_lora(self.wrapper, folder)
+        kind_of(self.wrapper).restore(self.wrapper, folder)
         if self.heads:
             self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
 
 
-class Bare(nn.Module):
-    """A frozen model without an adapter, in the place where other learners have PEFT's wrapper."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.base_model = nn.Module()
-        self.base_model.model = model
-
-
 def new_learner(
-    model: LoadedModel, adapter: Adapter, seed: int, backend: str, heads: Mapping[str, nn.Module] | None = None
+    model: LoadedModel, adapter: Kind, seed: int, backend: str, heads: Mapping[str, nn.Module] | None = None
 ) -> Learner:
     """A fresh adapter over a frozen model, and the heads it is to be trained with."""
     chosen, _ = choose_backend(model.model, backend)
-    wrapper = add_lora(model.model, adapter, seed, model.folder)
+    wrapper = add_adapter(model.model, adapter, seed, model.folder)
     fuse(wrapper, model.precision)
     return Learner(wrapper, heads or {}, chosen)
 
@@ -102,7 +93,7 @@ def continued_learner(
 ) -> Learner:
     """A saved adapter to be trained on, with fresh heads, or with the saved ones where they are of the same tasks."""
     chosen, _ = choose_backend(model.model, backend)
-    wrapper = load_lora(model.model, folder, trainable=True)
+    wrapper = load_adapter(model.model, folder, trainable=True)
     fuse(wrapper, model.precision)
     return Learner(wrapper, {**(heads or {}), **kept_heads(folder, heads or {})}, chosen)
 
@@ -138,14 +129,14 @@ def calibrate_head(learner: Learner, examples: ManyOf[Example], max_tokens: int)
 
 def unloaded(learner: Learner) -> None:
     """Take the adapter out of the base model again, so that a fresh one can be put in."""
-    learner.wrapper.unload()  # type: ignore[operator]
+    kind_of(learner.wrapper).remove(learner.wrapper)
 
 
 def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
     """A trained learner, frozen."""
     chosen, _ = choose_backend(model.model, backend)
     probe = not (folder / ADAPTER_FILE).is_file() and (folder / HEAD_FILE).is_file()
-    wrapper = Bare(model.model) if probe else load_lora(model.model, folder)
+    wrapper = Plain(model.model) if probe else load_adapter(model.model, folder)
     fuse(wrapper, model.precision)
     learner = Learner(wrapper, read_heads(folder), chosen)
     learner.requires_grad_(False)

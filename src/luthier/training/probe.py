@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from luthier.adapters import Plain
 from luthier.errors import TrainingError
 from luthier.files import content_hash, new_folder
 from luthier.forest.forward import choose_backend, hidden_states, readout
 from luthier.methods.base import Batch, Example, Outputs, split_by_tokens
 from luthier.models import LoadedModel
 from luthier.records import Sequence
-from luthier.training.learner import HEAD_FILE, Bare, Learner
+from luthier.training.learner import HEAD_FILE, Learner
 
 FEATURES = "features.safetensors"
 
@@ -35,7 +36,7 @@ class ProbeLearner(Learner):
                 "regress and their like, or choose lora."
             )
         backend, _ = choose_backend(model.model, attention)
-        super().__init__(Bare(model.model), heads, backend)
+        super().__init__(Plain(model.model), heads, backend)
         self.features: dict[str, Tensor] = load_file(str(folder / FEATURES)) if (folder / FEATURES).is_file() else {}
         self.folder = folder
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from luthier.recipe.base import Part
+from luthier.recipe.base import Kind
 
 ModelKind = Literal["decoder", "masked", "permuted", "any"]
 
 
-class MethodPart(Part):
+class MethodPart(Kind):
     """Settings of one method. `tune` holds the rates and lengths that suit it, where they differ from the rest.
 
     `model` says which models can learn it: those that write from left to right (`decoder`), that guess masked tokens
     (`masked`), with XLNet's two streams (`permuted`), or `any`.
     """
 
-    kind: str
     model: ClassVar[ModelKind] = "decoder"
     tune: ClassVar[dict[str, Any]] = {}

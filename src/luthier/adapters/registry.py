@@ -1,0 +1,62 @@
+"""The kinds of adapters, by the section of a recipe and by what a saved one says it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from luthier.adapters.base import CONFIG, AdapterKind, require_adapter
+from luthier.adapters.lora import LoraKind
+from luthier.errors import ModelError
+from luthier.files import write_json
+from luthier.recipe.adapters import Lora
+from luthier.recipe.base import Kind
+
+KINDS: dict[type[Kind], AdapterKind] = {Lora: LoraKind()}
+SAVED: dict[str, AdapterKind] = {kind.peft_type: kind for kind in KINDS.values()}
+
+
+def add_adapter(model: nn.Module, settings: Kind, seed: int, base_folder: Path) -> nn.Module:
+    """Put a fresh adapter into `model` in place and return its wrapper; see AdapterKind.add."""
+    wrapper = KINDS[type(settings)].add(model, settings, seed, base_folder)
+    wrapper.adapter_kind = KINDS[type(settings)]  # type: ignore[assignment]
+    return wrapper
+
+
+def load_adapter(model: nn.Module, folder: Path, trainable: bool = False) -> nn.Module:
+    """A saved adapter of any kind, put into `model` in place, frozen unless `trainable`."""
+    kind = saved_kind(folder)
+    wrapper = kind.load(model, folder, trainable)
+    wrapper.adapter_kind = kind  # type: ignore[assignment]
+    return wrapper
+
+
+def kind_of(wrapper: nn.Module) -> AdapterKind:
+    """The kind of the adapter that a wrapper holds."""
+    kind: Any = wrapper.adapter_kind
+    return kind  # type: ignore[no-any-return]
+
+
+def saved_kind(folder: Path) -> AdapterKind:
+    """The kind of a saved adapter. ModelError where there is none, or none that is known."""
+    require_adapter(folder)
+    said = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    if said not in SAVED:
+        raise ModelError(
+            f"{folder / CONFIG}: luthier does not know adapters of type {said}; it has {', '.join(SAVED)}."
+        )
+    return SAVED[said]
+
+
+def folded(model: nn.Module, folder: Path) -> None:
+    """Add a saved adapter to the weights of `model`, in place."""
+    saved_kind(folder).fold(model, folder)
+
+
+def name_base_model(folder: Path, name: str) -> None:
+    """Write a name that means something elsewhere (a hub id) into a saved adapter's configuration."""
+    path = folder / CONFIG
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "base_model_name_or_path": name})
