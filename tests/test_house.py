@@ -12,15 +12,17 @@ SOURCE = Path(__file__).parent.parent / "src" / "luthier"
 # Lowest first. A package may import itself and lower floors; imports inside functions and for type checkers
 # count. The modules of the ground floor may import each other.
 FLOORS = (
-    ("errors", "files", "progress", "recipe", "records", "run_folder", "runtime", "signals", "stopped"),
-    ("adapters", "corpus", "forest", "kernels", "prompts", "report"),
-    ("methods", "models", "generation"),
+    ("errors", "files", "processes", "progress", "recipe", "records", "run_folder", "runtime", "signals", "stopped"),
+    ("corpus", "forest", "kernels", "prompts", "report"),
+    ("adapters", "methods", "models", "generation"),
     ("training", "peek"),
     ("evaluation", "synthetic"),
     ("fitting", "predictor", "result", "stages"),
-    ("pipeline",),
+    ("merging", "pipeline"),
+    ("sweeps",),
     ("__init__",),
     ("cli",),
+    ("__main__",),
 )
 # Said apart from the floors, so that moving a package up does not lift it in silence.
 KNOWS_NOTHING_OF = {

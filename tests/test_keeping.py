@@ -144,7 +144,7 @@ def test_fisher_information_is_the_mean_of_the_rows_squared_gradients(tiny_path)
 
 def test_a_held_training_resumes_exactly(tiny_path, tmp_path):
     """The anchor is where the stage started, not where it was stopped."""
-    tune = Training(epochs=3, batch_size=3, learning_rate=1e-2, checkpoint_every=2)
+    tune = Training(epochs=3, batch_size=3, learning_rate=1e-2, checkpoints={"every": 2})
     ends = []
     for cut in (False, True):
         folder = tmp_path / str(cut)

@@ -165,7 +165,7 @@ def test_resuming_is_exact(tmp_path):
     method = MaskedLm(settings=Mlm(window_tokens=16))
     path = tiny_encoder_folder(tmp_path / "m")
     examples = method.view(PROMPT, [document(14, i) for i in range(6)])
-    settings = Training(epochs=2.0, batch_size=3, learning_rate=1e-2, checkpoint_every=2)
+    settings = Training(epochs=2.0, batch_size=3, learning_rate=1e-2, checkpoints={"every": 2})
 
     def trained() -> list[torch.Tensor]:
         learner = new_learner(load_model(str(path), encoders=True), Lora(rank=1), 0, "auto")

@@ -105,7 +105,7 @@ class Tiny:
 
 
 def tune_of(**changes) -> Training:
-    values = {"batch_size": 4, "epochs": 2.0, "learning_rate": 5e-3, "evaluate_every": 2, "checkpoint_every": 1,
+    values = {"batch_size": 4, "epochs": 2.0, "learning_rate": 5e-3, "evaluate_every": 2, "checkpoints": {"every": 1},
               "adapter": Lora(rank=2, alpha=4.0)}  # fmt: skip
     return Training(**(values | changes))
 

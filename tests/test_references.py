@@ -23,7 +23,7 @@ from luthier.training.learner import Learner, new_learner
 from test_preferences import PAIRS, WORDS
 
 SFT_TUNE = {"epochs": 4, "batch_size": 8, "learning_rate": 2e-2, "adapter": {"rank": 2, "alpha": 4.0}}
-TUNE = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoint_every": 1,
+TUNE = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoints": {"every": 1},
         "adapter": {"rank": 2, "alpha": 4.0}}  # fmt: skip
 
 

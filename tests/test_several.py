@@ -208,7 +208,7 @@ def test_a_task_goes_through_all_its_rows_before_one_comes_again():
 
 def test_a_mixed_training_resumes_exactly(tiny_path, tmp_path):
     """Stopped by SIGTERM after step 3 of 7 and taken up by a fresh process' objects, it ends in the same weights."""
-    tune = Training(epochs=2, batch_size=3, learning_rate=1e-2, checkpoint_every=2, micro_batch_tokens=16)
+    tune = Training(epochs=2, batch_size=3, learning_rate=1e-2, checkpoints={"every": 2}, micro_batch_tokens=16)
     ends = []
     for cut in (False, True):
         folder = tmp_path / str(cut)

@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from luthier.adapters import folded, joined_lora, load_adapter
+from luthier.adapters import folded, load_adapter
+from luthier.adapters.stack import joined_lora
 from luthier.errors import ModelError
 
 TOKENS = torch.tensor([[5, 6, 7, 40, 12, 30, 8]])

@@ -47,7 +47,7 @@ def tune_of(**changes) -> Tune:
     values = {
         "method": "candidates", "batch_size": 4, "epochs": 4.0, "learning_rate": 5e-3, "head_learning_rate": 1e-2,
         "warmup_share": 0.2, "schedule": "cosine", "weight_decay": 0.01, "clip_norm": 1.0, "label_smoothing": 0.0,
-        "micro_batch_tokens": 4096, "evaluate_every": 3, "checkpoint_every": 2,
+        "micro_batch_tokens": 4096, "evaluate_every": 3, "checkpoints": {"every": 2},
         "adapter": Lora(rank=2, alpha=4.0),
     }  # fmt: skip
     return Tune(**(values | changes))
@@ -66,8 +66,8 @@ class Training:
         self.examples = self.method.view(self.prompt, rows)
         self.validation = self.method.view(self.prompt, validation)
 
-    def run(self, folder: Path, report=lambda progress: None) -> History:
-        return train(self.learner, self.method, self.examples, self.validation, self.tune, 11, folder, report)
+    def run(self, folder: Path, report=lambda progress: None, say=lambda text: None) -> History:
+        return train(self.learner, self.method, self.examples, self.validation, self.tune, 11, folder, report, say=say)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.learner.trained().items()}
@@ -152,7 +152,7 @@ def test_the_recorded_trajectory(tiny_path, tmp_path):
 @pytest.mark.parametrize(("method", "epochs"), [("sft", 40.0), ("candidates", 20.0), ("head", 20.0)])
 def test_one_batch_can_be_learnt_by_heart(method, epochs, tiny_path, tmp_path):
     tune = tune_of(
-        method=method, epochs=epochs, learning_rate=2e-2, adapter=Lora(rank=8, alpha=16.0), checkpoint_every=80,
+        method=method, epochs=epochs, learning_rate=2e-2, adapter=Lora(rank=8, alpha=16.0), checkpoints={"every": 80},
         evaluate_every=80,
     )  # fmt: skip
     training = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]])
@@ -171,7 +171,7 @@ def test_one_batch_can_be_learnt_by_heart(method, epochs, tiny_path, tmp_path):
 )
 def test_ten_steps_are_five_and_a_stop_and_five(method, number, tiny_path, tmp_path):
     """Bit for bit, dropout's random state included."""
-    tune = tune_of(method=method, checkpoint_every=0, adapter=Lora(rank=2, alpha=4.0, dropout=0.2))
+    tune = tune_of(method=method, checkpoints={"every": 0}, adapter=Lora(rank=2, alpha=4.0, dropout=0.2))
     whole = Training(tiny_path, tune)
     wanted = whole.run(tmp_path / "whole")
 
@@ -287,7 +287,7 @@ def flip_a_byte(checkpoint: Path) -> None:
 
 
 def without_history(checkpoint: Path) -> None:
-    (checkpoint / "history.json").unlink()
+    (checkpoint / "checkpoint.json").unlink()
 
 
 def without_sums(checkpoint: Path) -> None:
@@ -315,8 +315,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, tiny_path, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"epochs": 6.0}, r"\(28 tensors, 10 steps; this one has 28 tensors, 15 steps\)"),
-        ({"method": "head"}, r"\(28 tensors, 10 steps; this one has 30 tensors, 10 steps\)"),
+        ({"epochs": 6.0}, r"\(28 tensors, 10 steps, AdamW; this one has 28 tensors, 15 steps, AdamW\)"),
+        ({"method": "head"}, r"\(28 tensors, 10 steps, AdamW; this one has 30 tensors, 10 steps, AdamW\)"),
         ({"adapter": Lora(rank=3, alpha=4.0)}, "belongs to another training"),
     ],
 )
@@ -330,7 +330,7 @@ def test_the_checkpoints_of_another_training_are_refused(changes, told, tiny_pat
 @pytest.mark.parametrize(("every", "steps"), [(0, [9, 10]), (2, [8, 10]), (4, [8, 10]), (100, [10])])
 def test_checkpoints_stand_where_they_are_due(every, steps, tiny_path, tmp_path):
     """0: at validations, which are after steps 3, 6, 9 and the last; the newest two are kept."""
-    Training(tiny_path, tune_of(checkpoint_every=every)).run(tmp_path)
+    Training(tiny_path, tune_of(checkpoints={"every": every})).run(tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"step-{n:06d}" for n in steps]
 
 
@@ -357,7 +357,7 @@ def test_a_nan_stops_before_the_update(tiny_path, tmp_path):
         training.run(tmp_path)
     assert str(caught.value) == (
         "step 1: loss nan, gradient norm nan; the update was not made. Lower tune.learning_rate (now 0.005) or raise "
-        "tune.warmup_share, and run again: the last checkpoint is intact."
+        "tune.warmup_share, and run again. Nothing is saved yet: training begins anew."
     )
     for key, tensor in training.weights().items():
         assert torch.equal(tensor.nan_to_num(7), before[key].nan_to_num(7)), key
@@ -631,8 +631,8 @@ def test_a_checkpoint_is_named_after_the_steps_it_holds(tiny_path, tmp_path):
     path = save_checkpoint(tmp_path, training.learner, optimizer, History(num_steps=10, step=7))
     assert path == tmp_path / "checkpoints" / "step-000007" and latest_checkpoint(tmp_path) == path
     assert sorted(file.name for file in path.iterdir()) == [
+        "checkpoint.json",
         "checksums.json",
-        "history.json",
         "state.safetensors",
     ]
 

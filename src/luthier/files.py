@@ -17,11 +17,20 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from luthier.errors import RunError
+from luthier.processes import is_first, is_first_here
 
 
 @contextlib.contextmanager
-def open_aside(path: Path) -> Iterator[BinaryIO]:
-    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it."""
+def open_aside(path: Path, every_process: bool = False) -> Iterator[BinaryIO]:
+    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it.
+
+    Of several processes one writes; what the others write here and in `new_folder` goes nowhere, but for files that
+    `every_process` writes under a name of its own.
+    """
+    if not (every_process or is_writer(path)):
+        with tempfile.TemporaryFile() as nowhere:
+            yield nowhere  # type: ignore[misc]
+        return
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -50,8 +59,12 @@ def write_json(path: Path, value: Any) -> None:
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder aside; it takes the place of `path` only when the block ends well, with a checksum file in it."""
+    if not is_writer(path):
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere)
+        return
     with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_lasting(path.parent)
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         old = path.with_name(f".{path.name}.old")
         try:
@@ -102,6 +115,19 @@ def sync_folder(path: Path) -> None:
     sync_entries(path)
 
 
+def is_writer(path: Path) -> bool:
+    """Whether it falls to this process to write there: the run's first process, or its machine's first for caches."""
+    return is_first_here() if path.absolute().is_relative_to(cache_folder("").absolute()) else is_first()
+
+
+def make_lasting(folder: Path) -> None:
+    """Make a folder, and force its name to disk: what is written into it is lost with the name."""
+    if not folder.is_dir():
+        make_lasting(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_entries(folder.parent)
+
+
 def sync_entries(path: Path) -> None:
     """Force the names in a folder to disk, not what they name."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -119,9 +145,12 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         causes = {
             28: "the disk is full. Free some space and run the same command again: it goes on where it stopped.",
+            122: "the quota is used up. Free some space and run the same command again: it goes on where it stopped.",
+            27: "a file may not become this large (ulimit -f). Raise that limit, and run the same command again.",
             30: "the folder is read-only. Give another one with --out.",
             13: "no permission to write there. Give another folder with --out.",
             20: "a part of the path is a file. Give another folder with --out.",
+            17: "a file stands where a folder has to be. Give another folder with --out.",
         }
         cause = causes.get(os_error_number(error))
         if cause is None:
@@ -143,6 +172,14 @@ def cache_folder(name: str) -> Path:
     if home:
         return Path(home).expanduser() / name
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier" / name
+
+
+def bytes_text(count: float) -> str:
+    """A size in the largest unit that it fills: "1.2 GB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Recipe, Tune
 from luthier.runtime import peak_memory_bytes, reset_peak_memory
 from luthier.training.checkpoint import History, Progress
+from luthier.training.curves import reading
 from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
 from luthier.training.loop import train
 
@@ -34,6 +35,14 @@ class Fitting:
     rows: Rows
     folder: Path
     update: Callable[[int, int, str], None]
+    hear: Callable[[Progress], None] = lambda progress: None  # of every step; what it raises ends the training
+    say: Callable[[str], None] = lambda text: None  # what the user should know
+
+    def first(self) -> tuple[Learner, History]:
+        """The training that validation rows judge, without a second one on all rows."""
+        method = make_method(self.recipe.tune, self.recipe.task)
+        training, validation = (method.view(self.prompt, rows) for rows in (self.rows.train, self.rows.validation))
+        return self.fit(training, validation, self.folder)
 
     def run(self) -> tuple[Learner, dict[str, Any]]:
         """The finished learner, and the figures of its training. Goes on where an earlier call was stopped."""
@@ -55,7 +64,9 @@ class Fitting:
             "refit": {"steps": again.num_steps, "rows": len(training + validation)} if tune.refit else None,
             "seconds": sum(part.seconds for part in done),
             "validation_seconds": history.validation_seconds,
-            "steps": history.num_steps,
+            "steps": history.step,
+            "planned_steps": history.num_steps,
+            "fit": asdict(reading(history)),
             "best_step": history.best_step,
             "rows": len(training),
             "epochs": tune.epochs,
@@ -83,6 +94,7 @@ class Fitting:
             accuracy = f", validation {progress.figures['accuracy']:.1%}" if "accuracy" in progress.figures else ""
             total = max(self.num_steps(), before + progress.num_steps)
             self.update(before + progress.step, total, f"loss {progress.loss:.3f}{accuracy}")
+            self.hear(progress)
 
         history = train(
             learner,
@@ -94,6 +106,7 @@ class Fitting:
             folder,
             report,
             length_share=1.0 if first is None else first.length_share(),
+            say=self.say,
         )
         return learner, history
 

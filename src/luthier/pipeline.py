@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +29,17 @@ from luthier.fitting import Fitting, best_folder
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.models import LoadedModel, load_model, public_name, token_counter
 from luthier.predictor import describe_prompt
+from luthier.processes import first_goes_first, is_first, wait
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
+from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.records import Outcome, Prediction
 from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
 from luthier.runtime import set_up_torch
+from luthier.training.checkpoint import Progress
 from luthier.training.learner import Learner, load_learner
 
 ONE_SHARD = 1 << 40  # rows
@@ -77,7 +80,8 @@ class Pipeline:
     def model(self) -> LoadedModel:
         """The base model."""
         set_up_torch()
-        return load_model(self.recipe.model, precision=self.recipe.precision)
+        with first_goes_first(each_machine=True):
+            return load_model(self.recipe.model, precision=self.recipe.precision)
 
     @cached_property
     def backend(self) -> str:
@@ -117,8 +121,10 @@ class Pipeline:
             return data
         folder = self.out / "corpus"
         corpus = data.corpus.model_copy(update={"shard_rows": ONE_SHARD, "output": "jsonl", "write": "luthier"})
-        ledger = prepare_corpus(corpus, folder, self.listener)
-        write_data_page(folder / "data.html", ledger)
+        if is_first():
+            ledger = prepare_corpus(corpus, folder, self.listener)
+            write_data_page(folder / "data.html", ledger)
+        wait()
         records = folder / "records"
         test = records / "test-00000.jsonl"
         changes = {"train": str(records / "train-00000.jsonl"), "test": str(test) if test.is_file() else None}
@@ -189,12 +195,12 @@ class Pipeline:
     @property
     def training_inputs(self) -> dict[str, Any]:
         """What the adapter depends on."""
-        return {**self.base_inputs, "tune": self.recipe.tune.model_dump()}
+        return {**self.base_inputs, "tune": self.recipe.tune.model_dump(exclude=set(NOT_OF_RESULTS))}
 
     def run_training(self) -> dict[str, Any]:
         """Train the adapter, or take up a training that was stopped."""
         self.listener.begin("training")
-        value, cached = self.folder.stage("training", self.training_inputs, self.train)
+        value, cached = self.folder.stage("training", self.training_inputs, self.train, together=True)
         note = f"best at step {value['best_step']} of {value['steps']}"
         if value["refit"]:
             note += f", refitted in {value['refit']['steps']} steps"
@@ -203,29 +209,27 @@ class Pipeline:
 
     def train(self) -> dict[str, Any]:
         """The training stage itself."""
-        from luthier.peek import check_trainable
-
-        recipe = self.recipe
-        check_trainable(self.tuned_prompt, self.rows.train, recipe.tune, self.model.context_tokens)
-        self.forget_other_training()
-        set_backend(self.model.model, self.backend)
-        fitting = Fitting(recipe, self.model, self.tuned_prompt, self.rows, self.folder.training, self.listener.update)
+        fitting = self.fitting()
         self.__dict__["learner"], figures = fitting.run()
         return figures
 
+    def fitting(self, hear: Callable[[Progress], None] = lambda progress: None) -> Fitting:
+        """All that the training needs; `hear` is told of every step."""
+        from luthier.peek import check_trainable
+
+        recipe = self.recipe
+        room = self.model.context_tokens - recipe.tune.adapter.virtual_tokens
+        check_trainable(self.tuned_prompt, self.rows.train, recipe.tune, room)
+        self.forget_other_training()
+        set_backend(self.model.model, self.backend)
+        folder, listener = self.folder.training, self.listener
+        return Fitting(recipe, self.model, self.tuned_prompt, self.rows, folder, listener.update, hear, listener.say)
+
     def forget_other_training(self) -> None:
         """Checkpoints of another recipe, data set or code must not be resumed."""
-        import shutil
-
-        from luthier.files import content_hash, write_text
-        from luthier.run_folder import code_hash
-
-        key = content_hash(self.training_inputs, code_hash())
-        mark = self.folder.training / "inputs.txt"
-        if mark.is_file() and mark.read_text(encoding="utf-8") == key:
-            return
-        shutil.rmtree(self.folder.training, ignore_errors=True)
-        write_text(mark, key)
+        told = self.folder.take_up("training", self.folder.training, self.training_inputs)
+        if told:
+            self.listener.say(told)
 
     @cached_property
     def learner(self) -> Learner:
@@ -246,7 +250,7 @@ class Pipeline:
         tune = self.recipe.tune
         training = self.folder.value("training")
         classifier = Classifier(self.learner, self.tuned_prompt, self.recipe.ask.batch_tokens, training["temperature"])
-        chosen = f"LoRA rank {tune.adapter.rank}, method {tune.method}, {tune.epochs:g} epochs"
+        chosen = f"{tune.adapter.told}, method {tune.method}, {tune.epochs:g} epochs"
         if training["refit"]:
             chosen += f", refitted on training and validation rows ({training['refit']['steps']} steps)"
         arm = Tuned(classifier, chosen)

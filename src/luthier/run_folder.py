@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier import processes
 from luthier.errors import RunError
-from luthier.files import content_hash, write_json
+from luthier.files import content_hash, make_lasting, write_json, write_text
 
 NOT_CODE_OF_RESULTS = ("cli", "report")
+MARK = "inputs.txt"  # in the folder of a training: the key of what it depends on
 
 
 class RunFolder:
@@ -33,23 +36,32 @@ class RunFolder:
 
     def prepare(self, recipe_text: str) -> None:
         """Make the folder, proving that it can be written before anything is computed."""
+        with processes.first_goes_first():
+            self.claim(recipe_text)
+
+    def claim(self, recipe_text: str) -> None:
+        """The folder is this run's, or an error."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file. Give another folder with --out.")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path}: holds other files and is not a run folder. Give another folder with --out.")
-        from luthier.files import write_text
-
         write_text(self.path / "recipe.yaml", recipe_text)
 
-    def stage(self, name: str, inputs: Any, compute: Callable[[], Any]) -> tuple[Any, bool]:
-        """(value, whether it was done before): a stage is computed once for its inputs and the code's version."""
+    def stage(
+        self, name: str, inputs: Any, compute: Callable[[], Any], together: bool = False
+    ) -> tuple[Any, bool]:
+        """(value, whether it was done before): a stage is computed once for its inputs and the code's version.
+
+        Of several processes the first computes it and tells the others, or all do so `together`.
+        """
         path = self.path / "stages" / f"{name}.json"
         key = content_hash(inputs, code_hash())
-        stored = read_stage(path)
+        stored = processes.told(read_stage(path))
         if stored is not None and stored["key"] == key:
             return stored["value"], True
-        value = compute()
+        value = processes.told(compute() if together or processes.is_first() else None)
         write_json(path, {"key": key, "value": value})
+        processes.wait()
         return value, False
 
     def value(self, name: str) -> Any:
@@ -62,6 +74,64 @@ class RunFolder:
         """Whether a stage is finished for these inputs."""
         stored = read_stage(self.path / "stages" / f"{name}.json")
         return stored is not None and stored["key"] == content_hash(inputs, code_hash())
+
+    def take_up(self, name: str, folder: Path, inputs: Any, caches: Sequence[str] = ()) -> str:
+        """Make `folder` that of stage `name` with these inputs; what the user should know, empty where it was already.
+
+        What another training left there must not be resumed. Finished, it goes. Unfinished, it is set aside in
+        FOLDER.earlier, and comes back when the inputs are as they were. `caches` are patterns of folders whose files
+        are known by their content: they stay.
+        """
+        return processes.told(self.settle(name, folder, inputs, caches) if processes.is_first() else "")
+
+    def settle(self, name: str, folder: Path, inputs: Any, caches: Sequence[str]) -> str:
+        """`take_up`, by one process."""
+        key, mark = content_hash(inputs, code_hash()), folder / MARK
+        there, aside = read_mark(mark), folder.with_name(f"{folder.name}.earlier")
+        if there == key:
+            return ""
+        stored = read_stage(self.path / "stages" / f"{name}.json")
+        valuable = any(folder.glob("**/checkpoints/step-*")) and (stored is None or stored["key"] != there)
+        gone, coming = (folder.with_name(f".{folder.name}.{word}") for word in ("gone", "coming"))
+        back = read_mark(coming / MARK) == key  # a kill can have come between the renames below
+        if read_mark(aside / MARK) == key:
+            shutil.rmtree(coming, ignore_errors=True)
+            aside.rename(coming)
+            back = True
+        old = aside if valuable else gone
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        if back:
+            coming.rename(folder)
+        make_lasting(folder)
+        keep_caches(old, folder, caches)
+        shutil.rmtree(gone, ignore_errors=True)
+        write_text(mark, key)
+        told = f"the training with these settings, set aside earlier, is taken up again in {folder}. " if back else ""
+        if valuable:
+            told += (
+                f"Rows, settings or code are not those of the unfinished training that was in {folder}: it is set "
+                f"aside in {aside}. Put things back as they were to take it up again, or delete it."
+            )
+        return told.strip()
+
+
+def keep_caches(old: Path, folder: Path, patterns: Sequence[str]) -> None:
+    """Move the folders that match a pattern from an old folder into the new one, where it has none of its own."""
+    for path in [found for pattern in patterns for found in old.glob(pattern)]:
+        kept = folder / path.relative_to(old)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(kept)
+
+
+def read_mark(path: Path) -> str | None:
+    """The key of the training in a folder, or None where it has none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def read_stage(path: Path) -> dict[str, Any] | None:

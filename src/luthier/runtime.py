@@ -13,7 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from luthier.processes import num_processes_here
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+CONTAINERS = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory")  # where a container finds its limits, versions 2 and 1
 
 
 def keep_big_blocks() -> None:
@@ -29,28 +32,70 @@ def keep_big_blocks() -> None:
         return
 
 
-def reset_peak_memory() -> None:
-    """Start counting peak memory anew (Linux); elsewhere the peak is the whole process's."""
+def reset_peak_memory() -> bool:
+    """Start counting peak memory anew (Linux); False elsewhere, where the peak is the whole process's."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
 def peak_memory_bytes() -> int:
     """Peak resident memory since the last reset."""
+    return status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_bytes() -> int:
+    """Resident memory now; the peak where the system does not say."""
+    return status_bytes("VmRSS") or peak_memory_bytes()
+
+
+def status_bytes(field: str) -> int:
+    """A size that Linux tells of this process; 0 elsewhere."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def release_free_memory() -> None:
+    """Give freed memory back to the system, so that what is resident is what is used. Does nothing without glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: what Linux says is available, within the container's limit."""
+    try:
+        told = Path("/proc/meminfo").read_text()
+        free = next(int(line.split()[1]) * 1024 for line in told.splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min([free, *(room for folder in CONTAINERS if (room := container_bytes(Path(folder))) is not None)])
+
+
+def container_bytes(folder: Path) -> int | None:
+    """What a control group has left; None where it sets no limit. Caches of files do not count: they make room."""
+    names = ("memory.max", "memory.current", "inactive_file")
+    if not (folder / names[0]).is_file():
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    try:
+        limit = int((folder / names[0]).read_text())  # "max" is no number
+        used = int((folder / names[1]).read_text())
+        told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return max(0, limit - used + int(told.get(names[2], 0)))
 
 
 def num_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: its share, where a run has several processes on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // num_processes_here())
 
 
 def machine_values() -> dict[str, str]:

@@ -7,12 +7,16 @@ from types import FrameType, TracebackType
 
 from luthier.stopped import Stopped
 
+INTERRUPTED = 128 + signal.SIGINT  # exit codes, as a shell gives them
+TERMINATED = 128 + signal.SIGTERM
+
 
 class Stop:
     """Context manager: inside it the first signal only sets `wanted`; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.wanted = False
+        self.exit_code = INTERRUPTED
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -31,7 +35,9 @@ class Stop:
         if self.wanted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.wanted = True
+        self.exit_code = 128 + number
 
     def leave(self, saved: str) -> None:
         """Raise Stopped, saying what is saved."""
-        raise Stopped(f"stopped on request: {saved}. Run the same command again to go on from there.")
+        said = f"stopped on request: {saved}. Run the same command again to go on from there."
+        raise Stopped(said, self.exit_code)

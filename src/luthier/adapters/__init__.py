@@ -2,8 +2,7 @@
 
 from luthier.adapters.base import CONFIG, WEIGHTS, AdapterKind, Plain
 from luthier.adapters.fused import fuse
-from luthier.adapters.registry import add_adapter, folded, kind_of, load_adapter, name_base_model
-from luthier.adapters.stack import joined_lora
+from luthier.adapters.registry import add_adapter, folded, joined, kind_of, load_adapter, name_base_model
 
 __all__ = [
     "CONFIG",
@@ -13,7 +12,7 @@ __all__ = [
     "add_adapter",
     "folded",
     "fuse",
-    "joined_lora",
+    "joined",
     "kind_of",
     "load_adapter",
     "name_base_model",

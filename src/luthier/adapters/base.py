@@ -51,8 +51,25 @@ class AdapterKind(Protocol):
         ...
 
     def remove(self, wrapper: nn.Module) -> None:
-        """Take the adapter out of the model again, so that a fresh one can be put in."""
+        """Take the adapter out of the model again, so that a fresh one can be put in; the weights are as they were."""
         ...
+
+    def join(self, lower: Path, upper: Path, target: Path) -> None:
+        """Write what two saved adapters of this kind do together, `upper` over `lower`, as one into `target`.
+
+        ModelError where that is not exactly one adapter of this kind; `Single` is for kinds where it never is.
+        """
+        ...
+
+
+class Single:
+    """A kind of which one adapter over another is never one again."""
+
+    def join(self, lower: Path, upper: Path, target: Path) -> None:
+        """Refused."""
+        raise ModelError(
+            f"{upper}: an adapter of this kind cannot be stacked over {lower}. Set start: continue for the next stage."
+        )
 
 
 class Plain(nn.Module):

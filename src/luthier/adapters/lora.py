@@ -2,102 +2,171 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from luthier.adapters.base import require_adapter
+from luthier.adapters.base import WEIGHTS
+from luthier.adapters.parts import is_inside, last_layers, linear_names
+from luthier.adapters.peft_files import (
+    change_config,
+    has_transposed,
+    load_peft,
+    put_in,
+    restore_peft,
+    save_peft,
+    task_type,
+)
+from luthier.adapters.snapshot import Snapshot
+from luthier.adapters.stack import joined_lora
 from luthier.errors import ModelError
-from luthier.recipe.adapters import Lora
+from luthier.recipe.adapters import Lora, LowRank
+
+INITS: dict[str, bool | str] = {
+    "default": True,
+    "gaussian": "gaussian",
+    "orthogonal": "orthogonal",
+    "pissa": "pissa_niter_16",  # by subspace iteration; the singular vectors of every matrix would take minutes
+    "olora": "olora",
+}
+Factors = dict[str, Tensor]
 
 
 class LoraKind:
-    """LoRA as a kind of adapter; see AdapterKind."""
+    """LoRA as a kind of adapter; see AdapterKind.
+
+    Where the weights give up their largest directions to a fresh adapter (PiSSA, OLoRA), the wrapper keeps the A and B
+    that it began with (`began`) and the weights as they were (`snapshot`).
+    """
 
     peft_type: ClassVar[str] = "LORA"
 
     def add(self, model: nn.Module, settings: Lora, seed: int, base_folder: Path) -> PeftModel:
-        """A fresh adapter."""
-        return add_lora(model, settings, seed, base_folder)
+        """A fresh adapter. A and B are drawn with `seed`; PEFT insists that `base_folder` agrees with the model's."""
+        if settings.init == "olora" and has_transposed(model):
+            raise ModelError("tune.adapter.init: olora does not know transposed weights (GPT-2's). Use pissa.")
+        snapshot = Snapshot(linear_weights(model)) if settings.changes_base else None
+        wrapper: Any = put_in(model, lora_config(model, settings, base_folder), seed)
+        if snapshot is not None:
+            wrapper.snapshot = snapshot
+            wrapper.began = {name: tensor.clone() for name, tensor in factors(wrapper).items()}
+        return wrapper  # type: ignore[no-any-return]
 
     def load(self, model: nn.Module, folder: Path, trainable: bool) -> PeftModel:
         """A saved one."""
-        return load_lora(model, folder, trainable)
+        return load_peft(model, folder, trainable)
 
     def save(self, wrapper: Any, folder: Path) -> None:
-        """In PEFT's format."""
+        """In PEFT's format, for the model as it was before the adapter."""
         save_peft(wrapper, folder)
+        changes: dict[str, Any] = {"init_lora_weights": True}  # or PEFT would begin anew before it loads
+        if began := getattr(wrapper, "began", None):
+            save_file(widened(load_file(str(folder / WEIGHTS)), began), str(folder / WEIGHTS), {"format": "pt"})
+            config = wrapper.peft_config["default"]
+            ratio = 2**0.5 if config.use_rslora else 2
+            changes |= {"r": 2 * config.r, "lora_alpha": whole(config.lora_alpha * ratio)}
+        change_config(folder, **changes)
 
     def restore(self, wrapper: Any, folder: Path) -> None:
         """Back from PEFT's format."""
-        restore_peft(wrapper, folder)
+        if not hasattr(wrapper, "began"):
+            restore_peft(wrapper, folder)
+            return
+        state = load_peft_weights(str(folder), device="cpu")
+        set_peft_model_state_dict(wrapper, narrowed(state, wrapper.began))
 
     def fold(self, model: nn.Module, folder: Path) -> None:
         """The updates added to the weights."""
-        wrapper: Any = load_lora(model, folder)
+        wrapper: Any = load_peft(model, folder)
         wrapper.merge_and_unload()
 
     def remove(self, wrapper: Any) -> None:
         """The plain layers again."""
+        model = wrapper.base_model.model
         wrapper.unload()
+        if hasattr(wrapper, "snapshot"):
+            wrapper.snapshot.restore(linear_weights(model))
+
+    def join(self, lower: Path, upper: Path, target: Path) -> None:
+        """Plain updates add."""
+        joined_lora(lower, upper, target)
 
 
-def add_lora(model: nn.Module, adapter: Lora, seed: int, base_folder: Path) -> PeftModel:
-    """Put a fresh adapter into `model` in place; returns PEFT's wrapper, which saves and loads it.
-
-    A is drawn with `seed`, B is zero, so the first forward equals the base model's. `base_folder` is where the
-    model was loaded from; PEFT insists that it agrees with the model's own `name_or_path`.
-    """
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
-        fan_in_fan_out=transposed,
-        task_type="CAUSAL_LM" if model.can_generate() else None,  # type: ignore[operator]
+def lora_config(model: nn.Module, settings: LowRank, base_folder: Path) -> LoraConfig:
+    """PEFT's configuration of a section of the recipe."""
+    init: str = getattr(settings, "init", "default")
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=whole(settings.alpha),  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=target_names(model, settings),
+        use_rslora=settings.scaling == "rslora",
+        use_dora=settings.dora,
+        init_lora_weights=INITS[init],  # type: ignore[arg-type]
+        fan_in_fan_out=has_transposed(model),
+        task_type=task_type(model),
         base_model_name_or_path=str(base_folder),
     )
-    state = torch.random.get_rng_state()
-    try:
-        torch.manual_seed(seed)
-        with quiet_peft():
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"tune.adapter.targets: {error}") from error
-    finally:
-        torch.random.set_rng_state(state)
 
 
-def save_peft(wrapper: PeftModel, folder: Path) -> None:
-    """adapter_model.safetensors and adapter_config.json in PEFT's format."""
-    wrapper.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
+def target_names(model: nn.Module, settings: LowRank) -> list[str] | str:
+    """The modules that get an adapter: as the recipe says, or, of the last layers alone, by their full names."""
+    if not settings.last:
+        return settings.targets
+    layers = last_layers(model, settings.last)
+    chosen = [
+        name
+        for name in linear_names(model)
+        if is_inside(name, layers)
+        and (settings.targets == "all-linear" or any(f".{name}".endswith(f".{one}") for one in settings.targets))
+    ]
+    if not chosen:
+        raise ModelError(f"tune.adapter.targets: none of {settings.targets} is in the last {settings.last} layers.")
+    return chosen
 
 
-def restore_peft(wrapper: PeftModel, folder: Path) -> None:
-    """The weights that `save_peft` wrote, back into the adapter they came from."""
-    set_peft_model_state_dict(wrapper, load_peft_weights(str(folder), device="cpu"))
+def linear_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that an adapter's beginning may change."""
+    return {name: model.get_submodule(name).weight for name in linear_names(model)}  # type: ignore[misc]
 
 
-def load_lora(model: nn.Module, folder: Path, trainable: bool = False) -> PeftModel:
-    """An adapter from its folder, frozen unless `trainable`, put into `model` in place."""
-    require_adapter(folder)
-    with quiet_peft():
-        wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    return wrapper
+def factors(wrapper: PeftModel) -> Factors:
+    """A and B of every layer as they are saved."""
+    state: Factors = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
+    return {name: tensor.detach().cpu() for name, tensor in state.items() if is_a(name) or is_b(name)}
 
 
-@contextlib.contextmanager
-def quiet_peft() -> Iterator[None]:
-    """PEFT asks transformers for a property that is about to be renamed; the user cannot help it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
+def widened(state: Factors, began: Factors) -> Factors:
+    """B A - B0 A0 = [B, -B0] [A; A0]: what was learnt, for weights from which B0 A0 was not taken."""
+    wide = dict(state)
+    for name, first in began.items():
+        parts = [state[name], first if is_a(name) else -first]
+        wide[name] = torch.cat(parts, dim=0 if is_a(name) else 1).contiguous()
+    return wide
+
+
+def narrowed(wide: Factors, began: Factors) -> Factors:
+    """A and B again from what `widened` made."""
+    state = dict(wide)
+    for name, first in began.items():
+        state[name] = wide[name][: len(first)] if is_a(name) else wide[name][:, : first.shape[1]]
+    return state
+
+
+def is_a(name: str) -> bool:
+    """Whether a saved tensor is an A."""
+    return ".lora_A." in name
+
+
+def is_b(name: str) -> bool:
+    """Whether a saved tensor is a B."""
+    return ".lora_B." in name
+
+
+def whole(number: float) -> float:
+    """A whole number as an int: other readers of PEFT's configuration expect one."""
+    return int(number) if number == int(number) else number

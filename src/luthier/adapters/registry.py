@@ -9,13 +9,26 @@ from typing import Any
 from torch import nn
 
 from luthier.adapters.base import CONFIG, AdapterKind, require_adapter
+from luthier.adapters.bottleneck import BottleneckKind
+from luthier.adapters.full import FullKind
+from luthier.adapters.ia3 import Ia3Kind
 from luthier.adapters.lora import LoraKind
+from luthier.adapters.sparse import SparseKind
+from luthier.adapters.virtual import PrefixKind, PromptKind
 from luthier.errors import ModelError
 from luthier.files import write_json
-from luthier.recipe.adapters import Lora
+from luthier.recipe.adapters import Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Sparse
 from luthier.recipe.base import Kind
 
-KINDS: dict[type[Kind], AdapterKind] = {Lora: LoraKind()}
+KINDS: dict[type[Kind], AdapterKind] = {
+    Lora: LoraKind(),
+    Full: FullKind(),
+    Ia3: Ia3Kind(),
+    Prompt: PromptKind(),
+    Prefix: PrefixKind(),
+    Bottleneck: BottleneckKind(),
+    Sparse: SparseKind(),
+}
 SAVED: dict[str, AdapterKind] = {kind.peft_type: kind for kind in KINDS.values()}
 
 
@@ -54,6 +67,21 @@ def saved_kind(folder: Path) -> AdapterKind:
 def folded(model: nn.Module, folder: Path) -> None:
     """Add a saved adapter to the weights of `model`, in place."""
     saved_kind(folder).fold(model, folder)
+
+
+def joined(lower: Path, upper: Path, target: Path) -> None:
+    """Write what two saved adapters do together, `upper` over `lower`, as one into `target` (a folder that is there).
+
+    Raises:
+        ModelError: that is not exactly one adapter.
+    """
+    below, above = saved_kind(lower), saved_kind(upper)
+    if below is not above:
+        raise ModelError(
+            f"{upper}: an adapter of type {above.peft_type} over one of type {below.peft_type} ({lower}) is not one "
+            "adapter. Set start: merge for the next stage."
+        )
+    above.join(lower, upper, target)
 
 
 def name_base_model(folder: Path, name: str) -> None:

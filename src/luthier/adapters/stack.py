@@ -20,6 +20,7 @@ from luthier.errors import ModelError
 from luthier.files import write_json
 
 A, B = "lora_A.weight", "lora_B.weight"
+PREFIX = "base_model.model."  # PEFT's, before the name of every layer in a saved adapter
 # settings of PEFT under which an adapter is more than B A, or not the same in all layers
 SPECIAL = ("use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "layers_to_transform",
            "layer_replication", "trainable_token_indices", "target_parameters")  # fmt: skip
@@ -36,10 +37,16 @@ def joined_lora(lower: Path, upper: Path, target: Path) -> None:
         parts = [found.get(layer) or zeros(own, rank) for found, rank in zip(factors, ranks, strict=True)]
         state[f"{layer}.{A}"] = torch.cat([a for a, _ in parts], dim=0).contiguous()
         state[f"{layer}.{B}"] = torch.cat([b for _, b in parts], dim=1).contiguous()
-    targets = sorted({layer.rpartition(".")[2] for layer in state_layers(state)})
+    targets = target_modules(state_layers(state), configs)
     save_file(state, str(target / WEIGHTS), metadata={"format": "pt"})
     joint = {"r": sum(ranks), "lora_alpha": sum(ranks), "use_rslora": False, "target_modules": targets}
     write_json(target / CONFIG, {**configs[1], **joint})
+
+
+def target_modules(layers: set[str], configs: list[dict[str, Any]]) -> list[str]:
+    """What the joint adapter names: the layers in full where one of the two does (it has the last ones only)."""
+    in_full = any("." in str(name) for config in configs for name in config["target_modules"])
+    return sorted({layer.removeprefix(PREFIX) if in_full else layer.rpartition(".")[2] for layer in layers})
 
 
 def state_layers(state: dict[str, Tensor]) -> set[str]:

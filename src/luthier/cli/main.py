@@ -7,12 +7,14 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from luthier.cli.data import data_app
 from luthier.cli.options import Json, Overrides
+from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -86,6 +88,9 @@ def train_command(
         typer.echo(json.dumps(result))
     else:
         print_stages(result, folder)
+
+
+app.command("sweep")(sweep_command)
 
 
 @app.command("predict")
@@ -203,6 +208,30 @@ def answer_command(
         typer.echo(reply.text + ("" if reply.finished else " [...]"))
 
 
+@app.command("merge")
+def merge_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the model that is written; a new one.", show_default=False)],
+    stage: Annotated[
+        str | None,
+        typer.Option(help="Which stage of a run of stages; by default the last.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Type of the weights: float32 (exact), bfloat16 or float16 (half the size, rounded).")
+    ] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Write a run's adapter into its model: a model folder for transformers, vLLM and others, and for `model:`."""
+    from luthier.merging import merge
+
+    done = merge(run_folder, out, stage, dtype)
+    if as_json:
+        typer.echo(json.dumps(done))
+        return
+    head = " The head lies beside it (head.safetensors)." if done["head"] else ""
+    typer.echo(f"{done['folder']}: {done['model']} with {done['adapter']}, {done['weights_bytes'] / 1e6:.0f} MB.{head}")
+
+
 @models_app.command("list")
 def list_command(as_json: Json = False) -> None:
     """Starter models, and what is in the cache."""
@@ -248,18 +277,25 @@ def show_command(name: ModelName, as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's error is one message and exit code 1; a stop on request is 130."""
+    """Entry point. Exit codes: 1 an error that the user can mend (one message), 130 Ctrl-C, 143 SIGTERM."""
     from luthier.stopped import Stopped
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training too, a stop is a clean one
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # outside training too, a stop is a clean one
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         app()
     except Stopped as stop:
         typer.echo(stop, err=True)
-        sys.exit(130)
+        sys.exit(stop.exit_code)
     except SystemExit as ended:
         if ended.code == 130:  # what Typer makes of a KeyboardInterrupt
             typer.echo("stopped: finished stages are kept. Run the same command again to go on.", err=True)
+            sys.exit(128 + (received or [signal.SIGINT])[0])
         raise
     except LuthierError as error:
         typer.echo(f"Error: {error}", err=True)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from luthier.processes import is_first
 from luthier.progress import Listener
 
 ARM_NAMES = {
@@ -35,6 +36,7 @@ PLAIN_EVERY_SECONDS = 15.0
 def screen(quiet: bool) -> Iterator[Listener]:
     """A live screen on a terminal, plain lines elsewhere; all of it on standard error."""
     console = Console(stderr=True)
+    quiet = quiet or not is_first()
     if quiet or not console.is_terminal:
         yield Plain(quiet)
         return

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from luthier.evaluation.statistics import sign_flip_p
-from luthier.methods.base import Example, Objective, split_by_tokens
+from luthier.methods.base import Example, Objective
+from luthier.processes import gathered, num_processes
 from luthier.training.learner import Learner
+from luthier.training.ranks import here
 from luthier.training.step import annotated
 
 CHUNK_NUMBERS = 4_000_000  # counts that are drawn at once: 32 MB
@@ -50,16 +52,27 @@ def score_rows(
     place = {id(example): i for i, example in enumerate(examples)}
     found: Figures = {}
     done = 0
-    for micro in split_by_tokens(examples, max_tokens):
+    for micro, _ in here().passes(learner, examples, max_tokens):
         batch = learner.batch(micro)
         rows = [place[id(example)] for example in micro]
         for name, pair in objective.scores(learner(batch), batch).items():
             held = found.setdefault(name, (np.full(len(examples), np.nan), np.full(len(examples), np.nan)))
             for column, values in zip(held, pair, strict=True):
                 column[rows] = values.double().cpu().numpy()
-        done += len(micro)
+        done += len(micro) * num_processes()
         if update is not None:
-            update(done, len(examples))
+            update(min(done, len(examples)), len(examples))
+    return merged(gathered(found))
+
+
+def merged(parts: ManyOf[Figures]) -> Figures:
+    """The figures of all processes, each of which has computed some rows."""
+    found = parts[0]
+    for part in parts[1:]:
+        for name, columns in part.items():
+            held = found.setdefault(name, columns)
+            for column, other in zip(held, columns, strict=True):
+                np.copyto(column, other, where=~np.isnan(other))
     return found
 
 

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from luthier.forest.forward import hidden_states, logprobs, run_plan
+from luthier.forest.forward import backbone, hidden_states, logprobs, run_plan
 from luthier.forest.plan import Past, plan_forest
 from luthier.forest.tree import build_forest, common_prefix
+from luthier.forest.virtual import first_past
 from luthier.methods.base import Example, candidate_scores, make_batch, split_by_tokens
 from luthier.methods.candidates import candidate_sequences
 from luthier.prompts import ClassifyPrompt, Shot
@@ -122,10 +123,10 @@ def remember_beginning(model: nn.Module, tokens: tuple[int, ...]) -> Beginning:
     """Keys and values of a beginning, to be seen by everything that follows."""
     device = next(model.parameters()).device
     forest = build_forest([Sequence(tokens)])
-    past = Past(torch.empty(0, dtype=torch.long, device=device), recording=True)
+    past = first_past(model, backbone(model))
     plan = plan_forest(forest, "grouped", device, past=past)
     run_plan(model, torch.from_numpy(forest.tokens_N).to(device), plan)
-    past.positions_P, past.recording = plan.positions_N, False
+    past.positions_P, past.recording = torch.cat([past.positions_P, plan.positions_N]), False
     return Beginning(tokens, past)
 
 

@@ -52,6 +52,9 @@ def forest_attention(
     scores = Scores(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap)
     window = sliding_window or getattr(module, "sliding_window", None)
     past_key = past_value = None
+    own = 0  # the first row of this pass; before it stands a learned prefix
+    if forest.prefix is not None:
+        query, key, value, own = behind_prefix(forest.prefix[int(module.layer_idx)], query, key, value)  # type: ignore[arg-type]
     if forest.past is not None:
         past_key, past_value = remember(forest, int(module.layer_idx), key, value)  # type: ignore[arg-type]
     if forest.dense_NN is not None:
@@ -62,7 +65,18 @@ def forest_attention(
         out = rows.transpose(0, 1)[None]
     else:
         out = GroupedAttention.apply(query, key, value, forest, scores, window_if_it_bites(forest, window))
-    return out.transpose(1, 2).contiguous(), None
+    return out[:, :, own:].transpose(1, 2).contiguous(), None
+
+
+def behind_prefix(
+    prefix: tuple[Tensor, Tensor], query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Query, key and value with V learned rows before them, and V. Nobody reads what those rows ask: zeros."""
+    size = prefix[0].shape[2]
+    nothing = query.new_zeros(*query.shape[:2], size, query.shape[3])
+    joined = (torch.cat([part.to(rows.dtype), rows], dim=2) for part, rows in
+              zip((nothing, *prefix), (query, key, value), strict=True))  # fmt: skip
+    return (*joined, size)  # type: ignore[return-value]
 
 
 def remember(plan: Plan, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -17,6 +17,7 @@ from luthier.forest.encoders import encoder_hidden_states, is_encoder, masked_he
 from luthier.forest.head import target_logprobs
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import Forest
+from luthier.forest.virtual import padded_inputs, virtual_hidden_states, virtual_of
 
 # Families whose forest equals their padded batch, loss and gradient: tests/test_parity.py proves each of them.
 PROVEN_FAMILIES = frozenset(
@@ -87,6 +88,9 @@ def hidden_states(model: nn.Module, forest: Forest, backend: str, past: Past | N
     device = next(model.parameters()).device
     if backend == "padded":
         return padded_hidden_states(model, forest, device)
+    virtual = virtual_of(model)
+    if virtual is not None and past is None:  # a past begins with them
+        return virtual_hidden_states(model, backbone(model), forest, backend, device, virtual)
     plan = plan_forest(forest, backend, device, past=past)
     tokens = torch.from_numpy(forest.tokens_N).to(device)
     return run_plan(model, tokens, plan)
@@ -111,12 +115,9 @@ def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device)
     if not forest.causal:
         return encoder_hidden_states(body, forest, device)
     tokens, mask = forest.padded()
-    out = body(
-        input_ids=torch.from_numpy(tokens).to(device),
-        attention_mask=torch.from_numpy(mask).to(device),
-        use_cache=False,
-    )
-    owner, time = torch.from_numpy(forest.first_N), torch.from_numpy(forest.positions_N)
+    inputs, before = padded_inputs(model, torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
+    out = body(**inputs, use_cache=False)
+    owner, time = torch.from_numpy(forest.first_N), torch.from_numpy(forest.positions_N) + before
     return out.last_hidden_state[owner.to(device), time.to(device)]
 
 

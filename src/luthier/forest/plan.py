@@ -74,13 +74,18 @@ class HeadRows:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the attention function needs to know of a forest. `dense` holds the whole mask instead of parts."""
+    """What the attention function needs to know of a forest. `dense` holds the whole mask instead of parts.
+
+    `prefix`: learned keys and values [1, K, V, D] of each layer, which are the first V rows of the plan (its root); the
+    pass itself is of the rows behind them.
+    """
 
     positions_N: Tensor
     blocks: tuple[Block, ...]
     crosses: tuple[Cross, ...]
     dense_NN: Tensor | None = None
     past: Past | None = None
+    prefix: tuple[tuple[Tensor, Tensor], ...] | None = None
     known_head_rows: dict[int, HeadRows] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.forest.forward import output_head, run_plan
+from luthier.forest.forward import backbone, output_head, run_plan
 from luthier.forest.head import cap
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import build_forest
+from luthier.forest.virtual import first_cache, first_past, virtual_of
 from luthier.generation.sampling import Chooser, Draw
 from luthier.records import Sequence
 
@@ -41,7 +42,7 @@ def generate(
     if backend == "padded":
         return [
             generate_plain(model, prompt, max_tokens, stop)
-            if chooser is None or chooser.greedy([i])
+            if virtual_of(model) is None and (chooser is None or chooser.greedy([i]))
             else sample_plain(model, prompt, max_tokens, stop, chooser, i)
             for i, prompt in enumerate(prompts)
         ]
@@ -49,17 +50,19 @@ def generate(
         return []
     device = next(model.parameters()).device
     forest = build_forest([Sequence(tuple(prompt)) for prompt in prompts])
-    past = Past(torch.empty(0, dtype=torch.long, device=device), recording=True)
+    past = first_past(model, backbone(model))
+    before = len(past.positions_P)
     plan = plan_forest(forest, "grouped", device, past=past)
     hidden_ND = run_plan(model, torch.from_numpy(forest.tokens_N).to(device), plan)
-    past.positions_P = plan.positions_N
-    visible_SP = torch.zeros(len(prompts), forest.num_tokens, dtype=torch.bool, device=device)
+    past.positions_P = torch.cat([past.positions_P, plan.positions_N])
+    visible_SP = torch.zeros(len(prompts), before + forest.num_tokens, dtype=torch.bool, device=device)
+    visible_SP[:, :before] = True
     for s in range(len(prompts)):
-        visible_SP[s, torch.from_numpy(forest.rows_of(s)).to(device)] = True
+        visible_SP[s, torch.from_numpy(forest.rows_of(s) + before).to(device)] = True
     hidden_SD = hidden_ND[torch.from_numpy(forest.last_row_S).to(device)]
     replies: list[list[int]] = [[] for _ in prompts]
     active = torch.arange(len(prompts), device=device)
-    lengths_S = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    lengths_S = torch.tensor([before + len(prompt) for prompt in prompts], device=device)
     for count in range(max_tokens):
         chosen = next_tokens(model, hidden_SD, chooser, active.tolist())
         keep = [i for i, token in enumerate(chosen.tolist()) if token not in stop]
@@ -109,17 +112,18 @@ def generate_plain(model: nn.Module, prompt: tuple[int, ...], max_tokens: int, s
 
 
 def sample_plain(
-    model: nn.Module, prompt: tuple[int, ...], max_tokens: int, stop: Collection[int], chooser: Chooser, row: int
+    model: nn.Module, prompt: tuple[int, ...], max_tokens: int, stop: Collection[int], chooser: Chooser | None, row: int
 ) -> list[int]:
-    """One prompt token by token with transformers' own cache; the chooser draws."""
+    """One prompt token by token with transformers' own cache; the chooser draws, or the likeliest token it is."""
     lm: Any = model
     tokens = torch.tensor([prompt], device=next(model.parameters()).device)
-    past = None
+    past = first_cache(model)
     reply: list[int] = []
     while len(reply) < max_tokens:
         out = lm(input_ids=tokens, past_key_values=past, use_cache=True)
         past = out.past_key_values
-        tokens = chooser.choose(out.logits[:, -1], [row])[None]
+        logits = out.logits[:, -1]
+        tokens = (logits.argmax(-1) if chooser is None else chooser.choose(logits, [row]))[None]
         if int(tokens) in stop:
             break
         reply.append(int(tokens))

@@ -58,6 +58,11 @@ class Example:
         """Tokens or spans that carry a loss."""
         return sum(len(sequence.targets) + len(sequence.reads) for sequence in self.sequences)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(sequence.tokens) for sequence in self.sequences)
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -1,6 +1,6 @@
 """Models: found, fetched, loaded, described."""
 
-from luthier.models.load import LoadedModel, load_model, token_counter
+from luthier.models.load import LoadedModel, load_model, save_model, token_counter
 from luthier.models.store import STARTERS, find_model, list_models, public_name, pull_model
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "load_model",
     "public_name",
     "pull_model",
+    "save_model",
     "token_counter",
 ]

@@ -114,6 +114,13 @@ def load_model(name: str, device: str = "cpu", precision: str = "float32", encod
     return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size, precision)
 
 
+def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model and its tokenizer into a folder, as transformers reads them; `loaded` becomes of that type."""
+    model: Any = loaded.model.to(dtype)
+    model.save_pretrained(folder, safe_serialization=True)
+    loaded.tokenizer.save_pretrained(folder)
+
+
 def choose_precision(wanted: str) -> str:
     """`float32` or `bfloat16`; ModelError where bfloat16 would only be emulated."""
     if wanted == "bfloat16" and not has_fast_bfloat16():

@@ -18,8 +18,9 @@ from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Share, explain
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.reading import absolute, apply_overrides, read_values
+from luthier.recipe.sweep import Sweep
 from luthier.recipe.synthetic import Synthetic
-from luthier.recipe.training import Training
+from luthier.recipe.training import Training, tune_problems
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
 ALL_ARMS: tuple[ArmName, ...] = get_args(ArmName)
@@ -170,6 +171,9 @@ class Recipe(Part):
     ask: Ask = Field(default_factory=Ask, description="How the prompt arms are chosen.")
     judge: Judge = Field(default_factory=Judge, description="What counts as worth it.")
     cost: Cost = Field(default_factory=Cost, description="Prices.")
+    sweep: Sweep | None = Field(
+        None, description="What is searched for better values; `luthier sweep` reads it, `luthier run` does not."
+    )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -282,6 +286,13 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
         problems.append(f'task.abstention: "{task.abstention}" is also a label or an alias.')
     if len(set(recipe.arms)) != len(recipe.arms):
         problems.append("arms: a name stands twice.")
+    problems += tune_problems(recipe.tune, "tune", validated=True)
+    for key, kind in (("schedule", recipe.tune.schedule), ("unfreeze", recipe.tune.unfreeze)):
+        if recipe.tune.refit and kind.kind == "plateau":
+            problems.append(
+                f"tune.refit: trains on the validation rows too, and {key}: plateau has to look at them. Set "
+                f"tune.refit: false, or another {key}."
+            )
     return problems
 
 

@@ -12,12 +12,14 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from luthier.errors import RecipeError
+from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with_continued
 from luthier.recipe.base import Part, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, MethodSettings
 from luthier.recipe.reading import read_values
 from luthier.recipe.run import Cost, Judge
-from luthier.recipe.training import Training
+from luthier.recipe.sweep import Sweep
+from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
 
 TUNES: dict[str, dict[str, Any]] = {method.model_fields["kind"].default: method.tune for method in METHODS}
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -151,7 +153,7 @@ class Stage(Part):
             tune = values.get("tune", {})
             if isinstance(tune, dict):
                 agreed = {key: value for key, value in tunes[0].items() if all(one.get(key) == value for one in tunes)}
-                values["tune"] = {**agreed, **tune}
+                values["tune"] = {**agreed, **suited_rate(tune, agreed.get("learning_rate", LEARNING_RATE))}
         return values
 
     @property
@@ -195,6 +197,15 @@ class TrainRecipe(Part):
     stages: list[Stage] = Field(min_length=1, description="The stages, in order.")
     judge: Judge = Field(default_factory=Judge, description="What counts as worth it.")
     cost: Cost = Field(default_factory=Cost, description="Prices.")
+    sweep: Sweep | None = Field(
+        None, description="What is searched for better values; `luthier sweep` reads it, `luthier train` does not."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def continued(cls, values: Any) -> Any:
+        """A stage that trains an adapter on has its settings."""
+        return {**values, "stages": with_continued(values["stages"])} if "stages" in values else values
 
 
 def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
@@ -229,9 +240,20 @@ def stage_problems(recipe: TrainRecipe) -> list[str]:
         where = f"stages.{number}"
         problems += shape_problems(stage, where) or task_problems(stage, where)
         problems += keep_problems(stage.keep, where, stage.start, first=number == 0)
+        if not shape_problems(stage, where):
+            validated = any(task.data.validation_share for task in stage.each.values())
+            problems += tune_problems(stage.tune, f"{where}.tune", validated)
         if number == 0 and stage.start != "stack":
             problems.append(f"{where}.start: the first stage has nothing to {stage.start}; leave it at stack.")
+    if not problems:
+        problems = chain_problems([worn(stage, f"stages.{number}") for number, stage in enumerate(recipe.stages)])
     return problems
+
+
+def worn(stage: Stage, where: str) -> Worn:
+    """What the rules of one adapter after the other look at."""
+    referenced = tuple(task.method.kind for task in stage.each.values() if task.method.kind in ("dpo", "kto"))
+    return Worn(where, stage.start, stage.tune.adapter, stage.keep.penalty, referenced)
 
 
 def shape_problems(stage: Stage, where: str) -> list[str]:

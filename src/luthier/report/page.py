@@ -73,6 +73,7 @@ ARM_FIELDS = (
 TRAINING_FIELDS = (
     "method", "seconds", "steps", "best_step", "rows", "epochs", "trained_tokens", "computed_tokens",
     "padded_tokens", "peak_rss_bytes", "trainable_parameters", "total_parameters", "cost", "adapter", "curve", "refit",
+    "planned_steps", "fit",
 )  # fmt: skip
 LEDGER_FIELDS = ("reasons", "notes", "examples")
 SPLITS = ("train", "validation", "test")

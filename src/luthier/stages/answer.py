@@ -139,7 +139,8 @@ def load(run: str | Path, stage: str | None = None, task: str | None = None, att
             f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
         )
     dialogue = Dialogue(Layout(model.tokenizer), asking.layout, asking.system)
-    return Answerer(load_learner(model, left, attention), dialogue, method in CONTINUES, model.context_tokens)
+    learner = load_learner(model, left, attention)
+    return Answerer(learner, dialogue, method in CONTINUES, model.context_tokens - learner.virtual_tokens)
 
 
 def read_asking(file: Path, task: str | None) -> Asking:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from torch import nn
 
-from luthier.adapters import folded, joined_lora, name_base_model
+from luthier.adapters import folded, joined, name_base_model
 from luthier.files import content_hash, new_folder, sha256
-from luthier.models import LoadedModel, load_model, public_name
+from luthier.models import LoadedModel, load_model, public_name, save_model
+from luthier.processes import first_goes_first
 from luthier.recipe.stages import Stage
+from luthier.training.cached import cached
 from luthier.training.learner import ADAPTER_FILE, HEAD_FILE, Learner, continued_learner, new_learner
 from luthier.training.probe import ProbeLearner
 
@@ -56,7 +58,7 @@ class Start:
             elif self.below is None:
                 shutil.copytree(trained, aside, dirs_exist_ok=True)
             else:
-                joined_lora(self.below, trained, aside)
+                joined(self.below, trained, aside)
                 if (trained / HEAD_FILE).is_file():
                     shutil.copy2(trained / HEAD_FILE, aside / HEAD_FILE)
             (aside / "checksums.json").unlink(missing_ok=True)
@@ -71,19 +73,23 @@ def start_stage(
     seed, attention, precision = settings
     name = before.model
     if stage.start == "merge" and before.adapter is not None:
-        name = str(merged_model(before, folder / "model"))
+        with first_goes_first():
+            name = str(merged_model(before, folder / "model"))
     model = load_model(name, precision=precision, encoders=True)
     below = before.adapter if stage.start == "stack" else None
     if stage.tune.adapter.kind == "none":
         below = None if stage.start == "merge" else before.adapter
         if below is not None:
             folded(model.model, below)
-        return Start(ProbeLearner(model, heads, attention, folder / "features"), model, below)
+        kept = folder / "features", stage.tune.cache_gigabytes
+        return Start(ProbeLearner(model, heads, attention, *kept), model, below)
     if stage.start == "continue" and before.adapter is not None:
-        return Start(continued_learner(model, before.adapter, attention, heads), model, None)
+        learner = continued_learner(model, before.adapter, attention, heads)
+        return Start(cached(learner, stage.tune, folder / "states", model.precision), model, None)
     if below is not None:
         folded(model.model, below)
-    return Start(new_learner(model, stage.tune.adapter, seed, attention, heads), model, below)
+    learner = new_learner(model, stage.tune.adapter, seed, attention, heads)
+    return Start(cached(learner, stage.tune, folder / "states", model.precision), model, below)
 
 
 def merged_model(before: Left, folder: Path) -> Path:
@@ -94,6 +100,5 @@ def merged_model(before: Left, folder: Path) -> Path:
     model = load_model(before.model, encoders=True)
     folded(model.model, before.adapter)
     with new_folder(folder) as aside:
-        model.model.save_pretrained(aside, safe_serialization=True)  # type: ignore[operator]
-        model.tokenizer.save_pretrained(aside)
+        save_model(model, aside)
     return folder

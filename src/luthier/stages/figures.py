@@ -15,6 +15,7 @@ from luthier.recipe import Judge
 from luthier.runtime import peak_memory_bytes
 from luthier.stages.beside import add_rivals, verdict_beside
 from luthier.training.checkpoint import History
+from luthier.training.curves import reading
 
 
 def figure_values(
@@ -42,7 +43,9 @@ def training_values(history: History, trainable_parameters: int) -> dict[str, An
     return {
         "seconds": history.seconds,
         "validation_seconds": history.validation_seconds,
-        "steps": history.num_steps,
+        "steps": history.step,
+        "planned_steps": history.num_steps,
+        "fit": asdict(reading(history)),
         "best_step": history.best_step,
         "trained_tokens": history.trained_tokens,
         "computed_tokens": history.computed_tokens,

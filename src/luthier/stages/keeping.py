@@ -21,6 +21,7 @@ from luthier.methods.base import MAIN, Example, Objective
 from luthier.methods.several import Part, Several, named, task_key
 from luthier.methods.stage import Described, StageMethod
 from luthier.models import load_model
+from luthier.processes import told, wait
 from luthier.stages.chain import Start
 from luthier.stages.figures import group_of
 from luthier.stages.reference import FILE as REFERENCE_FILE
@@ -154,7 +155,7 @@ def penalty_of(run: StageRun, start: Start) -> Penalty | None:
         return None
     if keep.penalty == "ewc":
         return hold_adapter(start.learner, keep.strength, importance(run, start))
-    if run.stage.start == "continue":
+    if run.stage.start == "continue" or run.stage.tune.adapter.kind == "full":
         return hold_adapter(start.learner, keep.strength)
     return hold_update(start.learner, keep.strength)
 
@@ -179,16 +180,17 @@ def stored_fisher(run: StageRun, earlier: StageRun, place: StageRun, start: Star
     """The Fisher information of one stage's training rows at the adapter of `place`, kept beside that adapter."""
     num_rows = run.stage.keep.fisher_rows
     folder = place.folder / "fisher" / f"{earlier.folder.name}-{num_rows}"
-    if not (folder / "fisher.safetensors").is_file():
+    if not told((folder / "fisher.safetensors").is_file()):
         learner = start.learner if place is run.earlier[-1] else learner_left(place)
         total: dict[str, Tensor] = {}
         for known in tasks_of(earlier, start):
-            most = earlier.stage.tune.micro_batch_tokens
+            most = earlier.stage.tune.pass_tokens
             found = fisher_diagonal(learner, known.method, known.examples["train"][:num_rows], most)
             for name, values in found.items():
                 total[name] = total.get(name, 0.0) + known.share * values.cpu()
         with new_folder(folder) as aside:
             save_file(total, str(aside / "fisher.safetensors"))
+        wait()
     return load_file(str(folder / "fisher.safetensors"))
 
 
@@ -214,7 +216,7 @@ def matrix_row(run: StageRun, start: Start, test: ManyOf[Example], after: Figure
         keep_sums(run.folder, name, sums)
         cells.append(cell(run, label_of(run, name), task.method, sums, sums))
     for known in earlier_tasks(run, start):
-        most = known.run.stage.tune.micro_batch_tokens
+        most = known.run.stage.tune.pass_tokens
         examples = known.examples["test"]
         found = score_rows(start.learner, known.method, examples, most, run.progress(f"test rows of {known.label}"))
         sums = by_group(found[known.method.primary], [group_of(example) for example in examples])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +19,23 @@ from luthier.methods.registry import make_stage_method
 from luthier.methods.several import Part
 from luthier.methods.stage import Described, Passing, Remarking, StageMethod
 from luthier.peek import ledger_values
+from luthier.processes import first_goes_first
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe.stages import Stage
-from luthier.run_folder import code_hash
+from luthier.recipe.training import NOT_OF_RESULTS
+from luthier.run_folder import code_hash, read_mark
 from luthier.runtime import reset_peak_memory
 from luthier.stages.beside import account, account_unread, rows_of
 from luthier.stages.chain import Left, Start, start_stage
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
-from luthier.stages.keeping import all_heads, matrix_row, plan_of, settle_heads
+from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
 from luthier.stages.rows import StageRows, gather, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
 from luthier.training.checkpoint import History, Progress
+from luthier.training.cached import refuse_varying
 from luthier.training.learner import ADAPTER_FILE
 from luthier.training.loop import train as train_loop
 
@@ -42,6 +45,10 @@ if TYPE_CHECKING:
 METHOD_FILE = "method.json"  # beside an adapter: what a head's outputs mean
 
 PATHS: Any = {"data": {"train", "test"}, "tasks": {"__all__": {"data": {"train", "test"}}}}  # the rows themselves count
+TEACHERS = ("teacher", "tasks/*/teacher")  # what a teacher said, known by its content
+OF_START = ("reference", "tasks/*/reference", "features", "states")  # by content too, of the model that the stage starts from
+START_FILE = "start.txt"  # what that model depends on
+NUMBERS = ("forest", "kernels", "models", "adapters")  # packages that decide what a model computes
 
 
 @dataclass
@@ -55,6 +62,8 @@ class StageRun:
     earlier: tuple[StageRun, ...] = ()
     made: dict[str, list[Example]] = field(default_factory=dict)  # its examples, once they are made
     scale: dict[str, Any] = field(default_factory=dict)  # of the method's outputs, once it is trained
+    parts_read: tuple[str, ...] = ("train", "validation", "test")  # a sweep's trial reads no test rows
+    hear: Callable[[Progress], None] = lambda progress: None  # of every step; what it raises ends the training
 
     @cached_property
     def rows(self) -> StageRows:
@@ -108,11 +117,11 @@ class StageRun:
         recipe = self.whole.recipe
         return {
             "rows": self.rows.key,
-            "stage": self.stage.model_dump(exclude=PATHS),
+            "stage": self.stage.model_dump(exclude={**PATHS, "tune": set(NOT_OF_RESULTS)}),
             "earlier": [run.inputs["rows"] for run in self.earlier],
             "before": self.before.key,
             "model": self.whole.model.sha256,
-            "teacher": [teaching_key(task.method) for task in self.stage.each.values()],
+            "teacher": [teaching_key(task.method, self.whole.teachers) for task in self.stage.each.values()],
             "settings": [recipe.seed, recipe.attention, recipe.precision, recipe.judge.model_dump()],
         }
 
@@ -122,14 +131,25 @@ class StageRun:
         listener.begin(self.stage.name)
         for note in self.rows.ledger.notes:
             listener.say(f"{self.stage.name}: {note}")
-        value, cached = self.whole.folder.stage(self.folder.name, self.inputs, self.compute)
+        value, cached = self.whole.folder.stage(self.folder.name, self.inputs, self.compute, together=True)
         listener.end(self.stage.name, cached, value["verdict"])
         return value
 
     def compute(self) -> dict[str, Any]:
         """Everything anew, or taken up where the training was stopped."""
+        start, parts, plan = self.ready()
+        before = self.scored(start, parts["test"], "before")
+        history = self.fit(start, plan)
+        after = self.scored(start, parts["test"], "after")
+        self.save(start, parts)
+        figures = self.figures(start, parts, (before, after), history)
+        value = {**figures, "every_task": matrix_row(self, start, parts["test"], after)}
+        return {name: plain(part) for name, part in value.items()}
+
+    def ready(self) -> tuple[Start, dict[str, list[Example]], Plan]:
+        """The learner at step 0, the examples of each part, and what the loop gets."""
         self.forget_other_training()
-        recipe, training = self.whole.recipe, self.stage.tune
+        recipe = self.whole.recipe
         heads, fresh = all_heads(self)
         start = start_stage(
             self.stage, self.before, self.folder, heads, (recipe.seed, recipe.attention, recipe.precision)
@@ -137,22 +157,25 @@ class StageRun:
         settle_heads(self, start.learner, fresh)
         parts = self.made = self.examples(start)
         plan = plan_of(self, start, parts)
-        every = [*plan.train, *plan.validation, *parts["test"]]
-        start.learner.prepare(every, training.micro_batch_tokens)
-        before = self.scored(start, parts["test"], "before")
+        every = [*plan.train, *plan.validation, *parts.get("test", ())]
+        refuse_varying(self.stage.tune, plan.objective)
+        start.learner.prepare(every, self.stage.tune.pass_tokens)
+        return start, parts, plan
+
+    def fit(self, start: Start, plan: Plan) -> History:
+        """The training itself; it goes on where it was stopped."""
         reset_peak_memory()
-        history = train_loop(
-            start.learner, plan.objective, plan.train, plan.validation, training, recipe.seed,
-            self.folder / "training", self.report, course=plan.course,
+        return train_loop(
+            start.learner, plan.objective, plan.train, plan.validation, self.stage.tune, self.whole.recipe.seed,
+            self.folder / "training", self.report, course=plan.course, say=self.say,
         )  # fmt: skip
-        after = self.scored(start, parts["test"], "after")
+
+    def save(self, start: Start, parts: dict[str, list[Example]]) -> None:
+        """The adapter of the best step, with what serving needs beside it."""
         start.save(self.folder / "training" / "best", self.folder / "adapter")
         scale_outputs(self, start.learner, parts)
         for name, values in self.settings_texts().items():
             write_json(self.folder / "adapter" / name, values)
-        figures = self.figures(start, parts, (before, after), history)
-        value = {**figures, "every_task": matrix_row(self, start, parts["test"], after)}
-        return {name: plain(part) for name, part in value.items()}
 
     def settings_texts(self) -> dict[str, Any]:
         """What serving needs beside the adapter, by file."""
@@ -163,10 +186,12 @@ class StageRun:
     def examples(self, start: Start) -> dict[str, list[Example]]:
         """The examples of each part, over-long ones in the ledger, with their reference where the method needs it."""
         recipe, folder = self.whole.recipe, self.folder
-        self.rows = taught_rows(self.method, self.rows, self.prompt, recipe.seed, folder, self.whole.listener)
-        longest = longest_example(self.stage, start.base.context_tokens)
+        key = teaching_key(self.stage.method, self.whole.teachers)
+        with first_goes_first():
+            self.rows = taught_rows(self.method, self.rows, self.prompt, recipe.seed, folder, self.whole.listener, key)
+        longest = longest_example(self.stage, start.base.context_tokens - start.learner.virtual_tokens)
         parts: dict[str, list[Example]] = {}
-        for name in ("train", "validation", "test"):
+        for name in self.parts_read:
             viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
             parts[name] = [example for example in viewed if length(example) <= longest]
             account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
@@ -183,15 +208,16 @@ class StageRun:
                 raise DataError(f"{self.stage.name}: {why if viewed else self.nothing_viewed(name)}")
         if self.method.needs_reference:
             flat = [example for examples in parts.values() for example in examples]
-            most = self.stage.tune.micro_batch_tokens
+            most = self.stage.tune.pass_tokens
             filled = iter(
                 with_reference(start.learner, flat, most, self.folder / "reference", self.progress("reference"))
             )
             parts = {name: [next(filled) for _ in examples] for name, examples in parts.items()}
-        running = recipe.attention, self.stage.tune.micro_batch_tokens
-        self.method, parts = taught_examples(
-            self.method, parts, self.whole.model, running, folder, self.progress("teacher")
-        )
+        running = recipe.attention, self.stage.tune.pass_tokens
+        with first_goes_first():
+            self.method, parts = taught_examples(
+                self.method, parts, self.whole.model, running, folder, self.progress("teacher"), key
+            )
         return parts
 
     def nothing_viewed(self, name: str) -> str:
@@ -216,7 +242,7 @@ class StageRun:
 
     def scored(self, start: Start, examples: list[Example], when: str) -> Figures:
         """The figures of the test rows."""
-        most, update = self.stage.tune.micro_batch_tokens, self.progress(f"test rows {when}")
+        most, update = self.stage.tune.pass_tokens, self.progress(f"test rows {when}")
         return score_rows(start.learner, self.objective, examples, most, update)
 
     def progress(self, what: str) -> Any:
@@ -228,14 +254,24 @@ class StageRun:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
         note = f"loss {progress.loss:.3f}" + (f", validation {figures}" if figures else "")
         self.whole.listener.update(progress.step, progress.num_steps, note)
+        self.hear(progress)
+
+    def say(self, text: str) -> None:
+        """Something the user should know of this stage."""
+        self.whole.listener.say(f"{self.stage.name}: {text}")
 
     def forget_other_training(self) -> None:
-        """Checkpoints of other rows, settings or code must not be resumed."""
-        key = content_hash(self.inputs, code_hash())
-        mark = self.folder / "inputs.txt"
-        if not (mark.is_file() and mark.read_text(encoding="utf-8") == key):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_text(mark, key)
+        """Checkpoints of other rows, settings or code must not be resumed; what is kept by content stays."""
+        recipe, mark = self.whole.recipe, self.folder / START_FILE
+        start = content_hash(
+            self.before.key, self.whole.model.sha256, self.stage.start, self.stage.tune.adapter.model_dump(),
+            [recipe.seed, recipe.attention, recipe.precision], code_hash(*NUMBERS),
+        )  # fmt: skip
+        kept = (*TEACHERS, *OF_START) if read_mark(mark) == start else TEACHERS
+        told = self.whole.folder.take_up(self.folder.name, self.folder, self.inputs, kept)
+        write_text(mark, start)
+        if told:
+            self.say(told)
 
     def figures(
         self, start: Start, parts: dict[str, list[Example]], scores: tuple[Figures, Figures], history: History

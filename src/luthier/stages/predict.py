@@ -102,7 +102,8 @@ def load_head(run: str | Path, stage: str | None = None, attention: str = "auto"
     Raises RunError where the run is not finished, the stage has no head, or the model is another one now.
     """
     left, model, method = opened(run, stage, HEADS)
-    return HeadPredictor(load_learner(model, left, attention), method, model.tokenizer, model.context_tokens)
+    learner = load_learner(model, left, attention)
+    return HeadPredictor(learner, method, model.tokenizer, model.context_tokens - learner.virtual_tokens)
 
 
 def opened(run: str | Path, stage: str | None, kind: Kind) -> tuple[Path, LoadedModel, Any]:

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.files import content_hash, new_folder
-from luthier.methods.base import Example, sequence_logprobs, split_by_tokens
+from luthier.methods.base import Example, sequence_logprobs
+from luthier.processes import gathered, num_processes, wait
 from luthier.records import Sequence
 from luthier.training.learner import Learner
+from luthier.training.ranks import here
 
 FILE = "logprobs.safetensors"
 
@@ -34,9 +36,11 @@ def with_reference(
     keys = [[sequence_key(sequence) for sequence in example.sequences] for example in examples]
     missing = [example for example, names in zip(examples, keys, strict=True) if any(n not in known for n in names)]
     if missing:
-        known |= computed(learner, missing, max_tokens, update)
+        for part in gathered(computed(learner, missing, max_tokens, update)):
+            known |= part
         with new_folder(folder) as aside:
             save_file(known, str(aside / FILE))
+        wait()
     return [
         replace(example, reference_S=tuple(float(known[name]) for name in names))
         for example, names in zip(examples, keys, strict=True)
@@ -47,18 +51,19 @@ def with_reference(
 def computed(
     learner: Learner, examples: ManyOf[Example], max_tokens: int, update: Callable[[int, int], None] | None
 ) -> dict[str, torch.Tensor]:
-    """log p of each sequence by its key."""
+    """log p of each sequence by its key; each of several processes computes its share of the examples."""
     learner.eval()
     found: dict[str, torch.Tensor] = {}
     done = 0
-    for micro in split_by_tokens([replace(example, reference_S=()) for example in examples], max_tokens):
+    plain = [replace(example, reference_S=()) for example in examples]
+    for micro, _ in here().passes(learner, plain, max_tokens):
         batch = learner.batch(micro)
         values_S = sequence_logprobs(learner(batch), batch).double().cpu()
         sequences = [sequence for example in micro for sequence in example.sequences]
         found |= {sequence_key(s): value.clone() for s, value in zip(sequences, values_S, strict=True)}
-        done += len(micro)
+        done += len(micro) * num_processes()
         if update is not None:
-            update(done, len(examples))
+            update(min(done, len(examples)), len(examples))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.files import write_json
 from luthier.models import LoadedModel, load_model
+from luthier.processes import first_goes_first
 from luthier.progress import Listener, Silent
 from luthier.recipe.stages import TrainRecipe, dump_stages, load_stages
 from luthier.report.stages_page import write_stages_page
@@ -23,6 +24,7 @@ from luthier.stages.keeping import matrix
 from luthier.stages.one import StageRun
 from luthier.stages.several import SeveralRun
 from luthier.stages.suits import refuse_unsuited
+from luthier.stages.teacher import TeacherKeys
 from luthier.stages.teaching import refuse_other_teachers
 
 
@@ -60,24 +62,35 @@ class Stages:
     def model(self) -> LoadedModel:
         """The model of the recipe, for its tokenizer and its name; each stage loads its own."""
         set_up_torch()
-        return load_model(self.recipe.model, precision=self.recipe.precision, encoders=True)
+        with first_goes_first(each_machine=True):
+            return load_model(self.recipe.model, precision=self.recipe.precision, encoders=True)
+
+    @property
+    def teachers(self) -> TeacherKeys:
+        """What its teachers are by content, remembered."""
+        return TeacherKeys(self.out / "teachers.json")
 
     def run(self) -> dict[str, Any]:
         """All stages in order."""
         assert self.folder.path.is_dir()
         refuse_unsuited(self.recipe, self.model)
-        refuse_other_teachers(self.recipe, self.model.tokenizer)
+        refuse_other_teachers(self.recipe, self.model.tokenizer, self.teachers)
         self.listener.plan([*(stage.name for stage in self.recipe.stages), "report"])
         left = Left(self.recipe.model)
         runs: list[StageRun] = []
         values = []
-        for number, stage in enumerate(self.recipe.stages, start=1):
-            folder = self.out / "stages" / f"{number:02d}-{stage.name}"
-            run = (SeveralRun if stage.tasks else StageRun)(self, stage, folder, left, tuple(runs))
+        for number in range(1, len(self.recipe.stages) + 1):
+            run = self.stage_run(number, left, tuple(runs))
             values.append(run.run())
             left = run.left
             runs.append(run)
         return self.write_report(values)
+
+    def stage_run(self, number: int, left: Left, earlier: tuple[StageRun, ...]) -> StageRun:
+        """The stage of that number, counted from 1."""
+        stage = self.recipe.stages[number - 1]
+        folder = self.out / "stages" / f"{number:02d}-{stage.name}"
+        return (SeveralRun if stage.tasks else StageRun)(self, stage, folder, left, earlier)
 
     def write_report(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """result.json and report.html beside the stages."""

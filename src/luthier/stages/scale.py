@@ -19,6 +19,6 @@ def scale_outputs(run: StageRun, learner: Learner, parts: Mapping[str, list[Exam
     for key, task in zip(run.parts, run.tasks.values(), strict=True):
         if isinstance(task.method, Scaled):
             validation, train = ([row for row in parts[name] if row.task == key] for name in ("validation", "train"))
-            most, update = task.stage.tune.micro_batch_tokens, task.progress("scale of the outputs")
+            most, update = task.stage.tune.pass_tokens, task.progress("scale of the outputs")
             found = score_rows(learner, task.method, validation or train, most, update)
             task.scale = task.method.scale({name: ratio(*sums) for name, sums in found.items()})

@@ -86,7 +86,8 @@ def load_reward(run: str | Path, stage: str | None = None, attention: str = "aut
     left, model, method = opened(run, stage, REWARDS)
     asking = read_asking(left / DIALOGUE_FILE, None)
     dialogue = Dialogue(Layout(model.tokenizer), asking.layout, asking.system)
-    return RewardScorer(load_learner(model, left, attention), method, dialogue, model.context_tokens)
+    learner = load_learner(model, left, attention)
+    return RewardScorer(learner, method, dialogue, model.context_tokens - learner.virtual_tokens)
 
 
 def read_answers(file: str | Path) -> list[Record]:

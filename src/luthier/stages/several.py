@@ -34,6 +34,7 @@ class SeveralRun(StageRun):
                 ),
                 self.folder / "tasks" / name,
                 self.before,
+                parts_read=self.parts_read,
             )
             for name, task in self.stage.tasks.items()
         }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from luthier.adapters import folded
 from luthier.errors import ModelError
-from luthier.files import content_hash, open_aside, sha256
+from luthier.files import content_hash, open_aside, sha256, write_json
 from luthier.forest.forward import choose_backend, cooled, hidden_states, output_head, set_backend
 from luthier.forest.head import top_logprobs
 from luthier.methods.base import Candidates, Example, make_batch, split_by_tokens
@@ -109,11 +110,12 @@ class WaitingTeacher:
     student: LoadedModel
     attention: str
     max_tokens: int
+    key: str = ""  # what the teacher is by content; asked of its files where it is not given
 
     @cached_property
     def identity(self) -> str:
         """That of the loaded teacher."""
-        return local_identity(self.settings, shared_vocabulary(self.student))
+        return local_identity(self.settings, shared_vocabulary(self.student), self.key)
 
     @cached_property
     def local(self) -> LocalTeacher:
@@ -125,9 +127,9 @@ class WaitingTeacher:
         return self.local.candidates(examples)
 
 
-def local_identity(settings: Distil, vocabulary: int) -> str:
+def local_identity(settings: Distil, vocabulary: int, key: str = "") -> str:
     """What tells the candidates of a teacher on this machine from another's. `vocabulary`: tokens that are shared."""
-    return content_hash(teacher_key(settings), settings.top_k, settings.temperature, vocabulary)
+    return content_hash(key or teacher_key(settings), settings.top_k, settings.temperature, vocabulary)
 
 
 def shared_vocabulary(student: LoadedModel) -> int:
@@ -203,6 +205,39 @@ def teacher_key(settings: Distil) -> str:
         if not file.is_file():
             raise ModelError(f"method.adapter: {settings.adapter} holds no {file.name}; give an adapter's folder.")
     return content_hash(folder_hash(find_model(settings.teacher)), [sha256(file) for file in files])
+
+
+@dataclass(frozen=True)
+class TeacherKeys:
+    """What the teachers of a run are by content, remembered in a file: one whose words are all kept may be gone."""
+
+    path: Path
+
+    def of(self, settings: Distil) -> str:
+        """`teacher_key`, or what it was when the teacher was last here; ModelError where it never was."""
+        name = content_hash(settings.teacher, settings.adapter, settings.address)
+        known = self.known()
+        try:
+            key = teacher_key(settings)
+        except ModelError:
+            if name in known:
+                return known[name]
+            raise
+        if known.get(name) != key:
+            write_json(self.path, known | {name: key})
+        return key
+
+    def is_gone(self, settings: Distil) -> bool:
+        """Whether a teacher that is known from earlier cannot be read now."""
+        try:
+            teacher_key(settings)
+        except ModelError:
+            return content_hash(settings.teacher, settings.adapter, settings.address) in self.known()
+        return False
+
+    def known(self) -> dict[str, str]:
+        """Keys by teacher."""
+        return dict(json.loads(self.path.read_text(encoding="utf-8"))) if self.path.is_file() else {}
 
 
 def with_teacher(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as ManyOf
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from luthier.recipe.methods import Distil
 from luthier.records import Conversation, Dropped, Ledger, Message
 from luthier.signals import Stop
 from luthier.stages.rows import SHOWN_CHARS, StageRows
-from luthier.stages.teacher import load_teacher, teacher_key
+from luthier.stages.teacher import load_teacher
 from luthier.stages.teacher_endpoint import FIELDS, writer_of
 from luthier.synthetic.base import Generator, Reply, Request
 from luthier.synthetic.endpoint import EndpointGenerator
@@ -28,18 +29,20 @@ ANSWERS = "answers.jsonl"
 
 
 def with_answers(
-    rows: StageRows, prompt: Dialogue, settings: Distil, seed: int, folder: Path, listener: Listener
+    rows: StageRows, prompt: Dialogue, distil: tuple[Distil, str], seed: int, folder: Path, listener: Listener
 ) -> StageRows:
     """The rows as conversations that end in the teacher's answer; those without one are in the ledger.
 
-    Answers are kept in `folder` by prompt and teacher, each batch as soon as it is there.
+    `distil`: the settings, and what the teacher is by content. Answers are kept in `folder` by prompt and teacher, each
+    batch as soon as it is there.
 
     Raises:
         ModelError: the teacher cannot be used.
         DataError: no row of a part got an answer.
     """
-    generator = make_answerer(settings)
-    journal = Journal(folder / ANSWERS, content_hash(teacher_key(settings), generator.identity))
+    settings, key = distil
+    generator = make_answerer(settings, key)
+    journal = Journal(folder / ANSWERS, content_hash(key, generator.identity))
     parts = {name: list(getattr(rows, name)) for name in ("train", "validation", "test")}
     with Stop() as stop:
 
@@ -52,11 +55,34 @@ def with_answers(
     return replace(rows, train=train, validation=validation, test=test)
 
 
-def make_answerer(settings: Distil) -> Generator:
-    """Who writes: the teacher on this machine, or behind its address."""
+@dataclass(frozen=True, eq=False)
+class WaitingAnswerer:
+    """A teacher on this machine that is loaded when it is first asked: never, where all its answers are kept."""
+
+    settings: Distil
+    identity: str
+    batch_rows: int = 16
+
+    @property
+    def name(self) -> str:
+        """As the recipe has it."""
+        return self.settings.teacher
+
+    @cached_property
+    def local(self) -> LocalGenerator:
+        """The loaded teacher."""
+        return LocalGenerator(load_teacher(self.settings), self.batch_rows)
+
+    def generate(self, requests: ManyOf[Request]) -> list[Reply]:
+        """Those of the loaded teacher."""
+        return self.local.generate(requests)
+
+
+def make_answerer(settings: Distil, key: str) -> Generator:
+    """Who writes: the teacher on this machine, `key` its content, or behind its address."""
     if settings.address is not None:
         return EndpointGenerator.open(writer_of(settings), FIELDS)
-    return LocalGenerator(load_teacher(settings))
+    return WaitingAnswerer(settings, f"local {key}")
 
 
 def answered(

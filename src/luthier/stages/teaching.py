@@ -16,34 +16,37 @@ from luthier.prompts import Dialogue
 from luthier.recipe.methods import Distil
 from luthier.recipe.stages import TrainRecipe
 from luthier.stages.rows import StageRows
-from luthier.stages.teacher import Teacher, WaitingTeacher, refuse_other_tokenizer, teacher_key, with_teacher
+from luthier.stages.teacher import Teacher, TeacherKeys, WaitingTeacher, refuse_other_tokenizer, with_teacher
 from luthier.stages.teacher_answers import with_answers
 from luthier.stages.teacher_endpoint import EndpointTeacher
 
 FOLDER = "teacher"
 
 
-def refuse_other_teachers(recipe: TrainRecipe, tokenizer: Any) -> None:
-    """ModelError for a teacher with another tokenizer or without its adapter, before anything is computed."""
+def refuse_other_teachers(recipe: TrainRecipe, tokenizer: Any, keys: TeacherKeys) -> None:
+    """ModelError for a teacher with another tokenizer or without its adapter, before anything is computed.
+
+    One that was here in an earlier call and is gone was checked then.
+    """
     for stage in recipe.stages:
         for task in stage.each.values():
-            if isinstance(task.method, Distil):
+            if isinstance(task.method, Distil) and not keys.is_gone(task.method):
                 refuse_other_tokenizer(task.method, tokenizer)
-                teacher_key(task.method)
+                keys.of(task.method)
 
 
-def teaching_key(settings: Any) -> str:
+def teaching_key(settings: Any, keys: TeacherKeys) -> str:
     """The content of a stage's teacher, part of what the stage depends on; empty without one."""
-    return teacher_key(settings) if isinstance(settings, Distil) else ""
+    return keys.of(settings) if isinstance(settings, Distil) else ""
 
 
 def taught_rows(
-    method: StageMethod, rows: StageRows, prompt: Dialogue, seed: int, folder: Path, listener: Listener
+    method: StageMethod, rows: StageRows, prompt: Dialogue, seed: int, folder: Path, listener: Listener, key: str
 ) -> StageRows:
-    """The rows, with the teacher's answers where the method learns these. `folder` is the stage's."""
+    """The rows, with the teacher's answers where the method learns these. `folder`: the stage's; `key`: the teacher's."""
     if not isinstance(method, TeacherAnswers):
         return rows
-    return with_answers(rows, prompt, method.distil, seed, folder / FOLDER, listener)
+    return with_answers(rows, prompt, (method.distil, key), seed, folder / FOLDER, listener)
 
 
 def taught_examples(
@@ -53,14 +56,15 @@ def taught_examples(
     running: tuple[str, int],
     folder: Path,
     update: Callable[[int, int], None],
+    key: str,
 ) -> tuple[StageMethod, dict[str, list[Example]]]:
     """The method and its examples with what the teacher knows: with its candidates, or (online) with the teacher.
 
-    `running`: the attention's backend and the distinct tokens of one forward pass.
+    `running`: the attention's backend and the distinct tokens of one forward pass. `key` is the teacher's.
     """
     if not isinstance(method, Distillation):
         return method, dict(parts)
-    teacher = make_teacher(method.settings, student, *running)
+    teacher = make_teacher(method.settings, student, *running, key)
     if method.settings.online:
         return replace(method, teacher=teacher), dict(parts)
     flat = [example for examples in parts.values() for example in examples]
@@ -68,8 +72,8 @@ def taught_examples(
     return method, {name: [next(filled) for _ in examples] for name, examples in parts.items()}
 
 
-def make_teacher(settings: Distil, student: LoadedModel, attention: str, max_tokens: int) -> Teacher:
+def make_teacher(settings: Distil, student: LoadedModel, attention: str, max_tokens: int, key: str = "") -> Teacher:
     """A model on this machine, loaded when it is asked, or behind its address."""
     if settings.address is not None:
         return EndpointTeacher(settings, student.tokenizer)
-    return WaitingTeacher(settings, student, attention, max_tokens)
+    return WaitingTeacher(settings, student, attention, max_tokens, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as ManyOf
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from luthier.adapters import WEIGHTS, Plain, add_adapter, fuse, kind_of, load_ad
 from luthier.errors import ModelError
 from luthier.forest.encoders import is_encoder
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
+from luthier.forest.tree import Forest
+from luthier.forest.virtual import virtual_of
 from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, split_by_tokens
 from luthier.methods.heads.ordinal import Thresholds
 from luthier.models import LoadedModel
@@ -32,6 +34,7 @@ class Learner(nn.Module):
         self.wrapper = wrapper
         self.heads = nn.ModuleDict(heads)
         self.backend = backend
+        self.held: frozenset[str] = frozenset()
         set_backend(self.lm, backend)
 
     @property
@@ -44,25 +47,60 @@ class Learner(nn.Module):
         """Where the parameters live."""
         return next(self.parameters()).device
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return not is_encoder(self.lm.config)
+
     def batch(self, examples: ManyOf[Example]) -> Batch:
         """The forest of some examples, as this model reads it."""
-        return make_batch(examples, self.device, causal=not is_encoder(self.lm.config))
+        return make_batch(examples, self.device, causal=self.causal)
 
     def forward(self, batch: Batch) -> Outputs:
         """Log-probabilities where the batch has targets; what the task's head says where it has spans to read."""
         forest = batch.forest
-        hidden_ND = hidden_states(self.lm, forest, self.backend)
+        hidden_ND = self.hidden(forest)
         return Outputs(
             logprobs_M=logprobs(self.lm, forest, hidden_ND) if len(forest.row_M) else None,
             logits_PL=self.heads[batch.task](readout(forest, hidden_ND).float()) if len(batch.row_P) else None,
         )
 
+    def hidden(self, forest: Forest) -> Tensor:
+        """The last hidden states [N, D] of a forest's tokens."""
+        return hidden_states(self.lm, forest, self.backend)
+
     def prepare(self, examples: ManyOf[Example], max_tokens: int) -> None:
         """Told of all examples before the first step; most learners have nothing to prepare."""
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        """Trained parameters by name, those that are held for now included."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad or name in self.held}
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Keep just these of the trained parameters as they are: no gradient is computed for them, nor through them."""
+        trained, wanted = self.trained(), frozenset(names)
+        assert wanted <= trained.keys(), "only what is trained can be held"
+        if wanted == self.held:
+            return
+        for name, parameter in trained.items():
+            parameter.requires_grad_(name not in wanted)
+            if name in wanted:
+                parameter.grad = None
+        self.held = wanted
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Places of the model's context that learned rows before every text take."""
+        virtual = virtual_of(self.lm)
+        return 0 if virtual is None else virtual.num_tokens
+
+    def told(self) -> str:
+        """What learns, and how much of all that is: a sentence for the user."""
+        sizes = {name: num_numbers(parameter) for name, parameter in self.named_parameters()}
+        learnt, whole = sum(sizes[name] for name in self.trained()), sum(sizes.values())
+        of_heads = sum(sizes[name] for name in self.trained() if name.startswith("heads."))
+        heads = f", {of_heads:,} of them in {'the head' if len(self.heads) == 1 else 'heads'}" if of_heads else ""
+        return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads})."
 
     def save(self, folder: Path) -> None:
         """The adapter in its own format, the heads as safetensors beside it."""
@@ -76,6 +114,12 @@ class Learner(nn.Module):
         kind_of(self.wrapper).restore(self.wrapper, folder)
         if self.heads:
             self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
+
+
+def num_numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter stands for; 4-bit ones are packed."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(packed.shape.numel())
 
 
 def new_learner(

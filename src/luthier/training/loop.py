@@ -15,23 +15,23 @@ import numpy as np
 import torch
 
 from luthier.methods.base import Example, Objective
+from luthier.processes import any_of, wait
 from luthier.recipe import Training
 from luthier.signals import Stop
-from luthier.training.checkpoint import (
-    History,
-    Progress,
-    clear_leftovers,
-    latest_checkpoint,
-    load_best,
-    load_checkpoint,
-    save_best,
-    save_checkpoint,
-)
+from luthier.training.averaging import WeightAverage
+from luthier.training.checkpoint import History, Progress, load_best, save_best
 from luthier.training.course import Course, Order
+from luthier.training.judging import check_metric, has_ended
+from luthier.training.keeper import Keeper, Say
 from luthier.training.learner import Learner
+from luthier.training.memory import Room
+from luthier.training.memory_prediction import Rows
+from luthier.training.noise import disturbed
 from luthier.training.optimizers import make_optimizer
-from luthier.training.schedules import Schedule
+from luthier.training.ranks import here, refuse_other_rows
+from luthier.training.schedules import schedule_of
 from luthier.training.step import divisors, evaluate, one_step, varied
+from luthier.training.unfreezing import thawing
 
 Report = Callable[[Progress], None]
 
@@ -47,60 +47,114 @@ def train(
     report: Report,
     length_share: float = 1.0,
     course: Course | None = None,
+    say: Say = lambda text: None,
 ) -> History:
     """Train `learner` in place and leave it at its best validation; returns the history of the run.
 
     Without validation rows it is left at the last step. `length_share` makes the whole schedule that much shorter.
-    `course` is for rows of several tasks, and for a penalty.
+    `course` is for rows of several tasks, and for a penalty. `say` is told what learns, and where a damaged checkpoint is passed
+    over.
 
-    Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint.
-    Raises TrainingError before an update with a loss or gradient that is not finite, and Stopped (after
-    saving) on SIGINT or SIGTERM.
+    Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint. Whatever else
+    ends the training, the last good state is saved first; docs/survival.md has all of it.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite (before the update), or no memory for a step.
+        RunError: a checkpoint cannot be written, or those in `folder` are of another training.
+        Stopped: SIGINT or SIGTERM; it takes no longer than the step that it falls into.
     """
     course = course or Course()
     divisors(objective, validation)
+    refuse_other_rows(training, (examples, validation))
+    ranks = here()
+    whole, learner = learner, ranks.laid_out(learner, training, course.penalty)
     order = course.order or partial(permutation, seed, num_rows=len(examples))
     num_rows = len(order(0))
     num_steps = max(1, math.ceil(length_share * training.epochs * num_rows / training.batch_size))
     evaluate_every = training.evaluate_every or max(1, math.ceil(num_rows / training.batch_size / 4))
-    schedule = Schedule(training.schedule, num_steps, round(training.warmup_share * num_steps))
+    schedule = schedule_of(training, num_steps)
     optimizer = make_optimizer(learner, training)
-    torch.manual_seed(seed)
-    history = History(num_steps=num_steps)
-    clear_leftovers(folder)
-    found = latest_checkpoint(folder)
-    if found is not None:
-        history = load_checkpoint(found, learner, optimizer, num_steps)
-    with Stop() as stop:
+    torch.manual_seed(ranks.seed(seed))
+    average = WeightAverage(training.average, num_steps)
+    say(whole.told())
+    keeper = Keeper(folder, training, learner, optimizer, History(num_steps=num_steps), average)
+    keeper.resume(say)
+    history = keeper.history
+    room = Room(learner, objective, training, folder, say)
+    steps = partial(rows_in_order, batch_size=training.batch_size, num_rows=num_rows, order=order)
+
+    def rows_at(step: int) -> list[Example]:
+        return varied(objective, [examples[i] for i in steps(step)], seed, step)
+
+    def ended() -> bool:
+        return history.step == num_steps or has_ended(history.validation, training)
+
+    def keep_best() -> None:
+        ranks.bring_home(learner, whole)
+        save_best(whole, folder)
+
+    def judge() -> bool:
+        """Validate if that is due (now, or when the training was stopped), keep the best weights; whether it was."""
+        last = history.step == num_steps
+        if not validation:
+            if last and not history.best_step:
+                with average.in_place(learner):
+                    keep_best()
+                history.best_step = num_steps
+            return False
+        if history.validated() or not (last or (history.step and history.step % evaluate_every == 0)):
+            return False
+        started = time.perf_counter()
+        with average.in_place(learner):
+            loss, figures = evaluate(learner, objective, validation, room.training.pass_tokens)
+            keeper.lift()  # what is noted as best and what lies in best/ belong together
+            history.record_validation(history.step, loss, figures, training.metric)
+            if history.best_step == history.step:
+                keep_best()
+        history.validation_seconds += time.perf_counter() - started
+        keeper.note_good()
+        return True
+
+    disturbing = disturbed(learner, training, seed, examples)
+    thawed = thawing(learner, training, num_steps, num_rows / training.batch_size)
+    with Stop() as stop, keeper.rescue(), room, disturbing as disturbance, thawed as thaw:
+        if not ended():
+            room.prepare(Rows(num_steps, steps, rows_at, [row.num_tokens for row in examples]), history.step)
+        keeper.note_good()
+        if training.metric != "loss" and validation and not history.validation:
+            check_metric(evaluate(learner, objective, validation, room.training.pass_tokens)[1], training.metric)
+        judge()
         for step in range(history.step, num_steps):
+            if ended():
+                break
             started = time.perf_counter()
-            rows = rows_in_order(step, training.batch_size, num_rows, order)
-            factor = schedule.factor(step)
-            chosen = varied(objective, [examples[i] for i in rows], seed, step)
-            done = one_step(learner, objective, chosen, optimizer, factor, training, step, course.penalty)
+            factor = schedule.factor(step, history.validation)
+            chosen = rows_at(step)
+            thaw.begin(step, history.validation)
+            disturbance.begin(step, chosen)
+            done = room.step(
+                keeper,
+                lambda cut, now=(chosen, factor, step): one_step(
+                    learner, objective, now[0], optimizer, now[1], cut, now[2], course.penalty
+                ),
+            )
+            average.update(step, learner)
             history.record_step(step, done, training.learning_rate * factor)
             history.seconds += time.perf_counter() - started
-            last = step + 1 == num_steps
-            validated = bool(validation) and (last or (step + 1) % evaluate_every == 0)
-            if validated:
-                started = time.perf_counter()
-                history.record_validation(
-                    step + 1, *evaluate(learner, objective, validation, training.micro_batch_tokens)
-                )
-                if history.best_step == step + 1:
-                    save_best(learner, folder)
-                history.validation_seconds += time.perf_counter() - started
-            if last and not validation:
-                history.best_step = num_steps
-                save_best(learner, folder)
+            keeper.note_good()
+            told = f"training is saved after step {history.step} of {num_steps}"
+            if any_of(stop.wanted):  # a validation that is due now is done when the training goes on
+                keeper.save()
+                stop.leave(told)
+            validated = judge()
             report(history.progress())
-            stopping = stop.wanted and not last  # asked once: what is said to be saved is saved
-            due = validated if training.checkpoint_every == 0 else (step + 1) % training.checkpoint_every == 0
-            if last or stopping or due:
-                save_checkpoint(folder, learner, optimizer, history)
+            stopping = any_of(stop.wanted)  # asked once: what is said to be saved is saved
+            if stopping or keeper.due(validated) or ended():
+                keeper.save()
             if stopping:
-                stop.leave(f"training is saved after step {step + 1} of {num_steps}")
-    load_best(learner, folder)
+                stop.leave(told)
+    wait()  # until the first process has written the best weights
+    load_best(whole, folder)
     return history
 
 

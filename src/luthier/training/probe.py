@@ -1,7 +1,8 @@
 """A linear probe: a head on hidden states of the frozen model, which are computed once and kept on disk.
 
 The model has no adapter, so what it says of a row never changes: after the first pass an epoch costs one product of
-the kept features with the head. Features are kept by content: the model, and the tokens and spans of each sequence.
+the kept features with the head. Features are kept by content: the model's weights, and the tokens and spans of each
+sequence.
 """
 
 from __future__ import annotations
@@ -9,27 +10,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.adapters import Plain
 from luthier.errors import TrainingError
-from luthier.files import content_hash, new_folder
 from luthier.forest.forward import choose_backend, hidden_states, readout
-from luthier.methods.base import Batch, Example, Outputs, split_by_tokens
+from luthier.forest.tree import Forest
+from luthier.methods.base import Batch, Example, Outputs
 from luthier.models import LoadedModel
-from luthier.records import Sequence
+from luthier.training.kept import GIGABYTE, RowStore, key_of, named_weights, weights_hash
 from luthier.training.learner import HEAD_FILE, Learner
-
-FEATURES = "features.safetensors"
+from luthier.training.ranks import here
 
 
 class ProbeLearner(Learner):
-    """Heads alone are trained. `features` holds what they read of each sequence [spans, D], by the sequence's key."""
+    """Heads alone are trained, on what they read of each sequence: rows [spans, D], kept in `folder`."""
 
-    def __init__(self, model: LoadedModel, heads: Mapping[str, nn.Module], attention: str, folder: Path):
+    def __init__(
+        self,
+        model: LoadedModel,
+        heads: Mapping[str, nn.Module],
+        attention: str,
+        folder: Path,
+        most_gigabytes: float,
+    ):
         if not heads:
             raise TrainingError(
                 "tune.adapter.kind: none trains a head only, and this method has none. Use it with classify, tag, "
@@ -37,33 +46,50 @@ class ProbeLearner(Learner):
             )
         backend, _ = choose_backend(model.model, attention)
         super().__init__(Plain(model.model), heads, backend)
-        self.features: dict[str, Tensor] = load_file(str(folder / FEATURES)) if (folder / FEATURES).is_file() else {}
-        self.folder = folder
+        identity = weights_hash(named_weights(model.model), "features", model.precision, backend)
+        self.kept = RowStore(folder, identity, int(most_gigabytes * GIGABYTE))
 
     def prepare(self, examples: ManyOf[Example], max_tokens: int) -> None:
         """Compute the features that are not there yet, and keep them on disk."""
-        missing = [e for e in examples if any(feature_key(s) not in self.features for s in e.sequences)]
-        for micro in split_by_tokens(missing, max_tokens):
-            self.read(self.batch(micro))
-        if missing:
-            with new_folder(self.folder) as aside:
-                save_file(self.features, str(aside / FEATURES))
+        missing = [
+            e for e in examples if any(s.reads and key_of(s.tokens, s.reads) not in self.kept for s in e.sequences)
+        ]
+        lm: Any = self.lm
+        num_spans = sum(len(s.reads) for e in missing for s in e.sequences)
+        self.kept.reserve(num_spans * lm.config.hidden_size * 4)
+        try:
+            for micro, _ in here().passes(self, missing, max_tokens):
+                self.read(self.batch(micro).forest)
+        finally:
+            self.kept.flush()
+        self.kept.share()
 
     @torch.no_grad()
-    def read(self, batch: Batch) -> None:
-        """The features of a batch's sequences."""
-        read_PD = readout(batch.forest, hidden_states(self.lm, batch.forest, self.backend)).float().cpu()
-        sequences = batch.forest.sequences
-        parts = read_PD.split([len(sequence.reads) for sequence in sequences])
-        self.features |= {feature_key(s): part.clone() for s, part in zip(sequences, parts, strict=True)}
+    def read(self, forest: Forest) -> None:
+        """The features of a forest's sequences."""
+        self.eval()
+        read_PD = readout(forest, hidden_states(self.lm, forest, self.backend)).float()
+        starts = np.cumsum([0, *(len(s.reads) for s in forest.sequences)])
+        self.kept.add(
+            read_PD,
+            {
+                key_of(s.tokens, s.reads): np.arange(start, start + len(s.reads))
+                for s, start in zip(forest.sequences, starts, strict=False)
+                if s.reads
+            },
+        )
+
+    def features(self, forest: Forest) -> Tensor:
+        """What the heads read of a forest's sequences, [P, D]; computed where it is not kept."""
+        wanted = [(key_of(s.tokens, s.reads), np.arange(len(s.reads))) for s in forest.sequences if s.reads]
+        if any(key not in self.kept for key, _ in wanted):
+            self.read(forest)
+        return self.kept.gather(wanted)
 
     def forward(self, batch: Batch) -> Outputs:
         """What the task's head says of the kept features."""
-        keys = [feature_key(sequence) for sequence in batch.forest.sequences]
-        if any(key not in self.features for key in keys):
-            self.read(batch)
-        rows_PD = torch.cat([self.features[key] for key in keys])
-        return Outputs(logits_PL=self.heads[batch.task](rows_PD.to(self.device)))
+        rows_PD = self.features(batch.forest).to(self.device)
+        return Outputs(logits_PL=self.heads[batch.task](rows_PD))
 
     def save(self, folder: Path) -> None:
         """The heads; there is no adapter."""
@@ -73,8 +99,3 @@ class ProbeLearner(Learner):
     def load(self, folder: Path) -> None:
         """Put back in place what `save` wrote."""
         self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
-
-
-def feature_key(sequence: Sequence) -> str:
-    """What a sequence's features depend on, beside the model."""
-    return content_hash(sequence.tokens, sequence.reads)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,10 +26,13 @@ from luthier.methods.base import (
     split_by_tokens,
     weights_of,
 )
+from luthier.processes import gathered
 from luthier.recipe import Training
 from luthier.training.checkpoint import StepDone
 from luthier.training.course import Penalty
 from luthier.training.learner import Learner
+from luthier.training.memory_updates import EarlyUpdates, alone, brought
+from luthier.training.ranks import here
 
 
 def one_step(
@@ -41,41 +46,100 @@ def one_step(
     penalty: Penalty | None = None,
 ) -> StepDone:
     """One optimizer step over rows, in micro-batches; a penalty counts once, however the rows are cut."""
-    rows, computed = annotated(learner, objective, rows, training.micro_batch_tokens)
+    rows, computed = annotated(learner, objective, rows, training.pass_tokens)
     learner.train()
     weights = weights_of(objective, rows)
     optimizer.zero_grad(set_to_none=True)
-    loss, padded = 0.0, 0
-    for micro in split_by_tokens(rows, training.micro_batch_tokens):
-        batch = learner.batch(micro)
-        padded += batch.forest.num_padded_tokens
-        computed += computed_tokens(learner, batch)
-        out = objective.loss(learner(batch), batch)
-        share = out.total / weights[batch.task]
-        share.backward()
-        loss += float(share.detach())
-    held = None
-    if penalty is not None:
-        term = penalty()
-        term.backward()
-        held = float(term.detach())
-        loss += held
-    parameters = list(learner.trained().values())
-    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingError(
-            f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
-            f"Lower tune.learning_rate (now {training.learning_rate:g}) or raise tune.warmup_share, and run again: "
-            "the last checkpoint is intact."
-        )
-    if training.clip_norm and norm > training.clip_norm:
-        nn.utils.clip_grads_with_norm_(parameters, training.clip_norm, torch.tensor(norm))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    optimizer.step()
-    lengths = sum(len(sequence.tokens) for example in rows for sequence in example.sequences)
+    parameters = list(learner.trained().values())
+    ranks = here()
+    micros = ranks.passes(learner, rows, training.pass_tokens)
+    early = early_updates(optimizer, parameters, training, len(micros), step) if is_early(training, penalty) else None
+    loss, held, padded, passed = 0.0, 0.0, 0, 0
+    with early or nullcontext():
+        for micro, counts in micros:
+            batch = learner.batch(micro)
+            out = objective.loss(learner(batch), batch)
+            share = out.total / weights[batch.task]
+            if not counts:
+                (0.0 * share).backward()
+                continue
+            padded += batch.forest.num_padded_tokens
+            passed += computed_tokens(learner, batch)
+            loss += float(share.detach())
+            if early is not None:
+                refuse_infinite(loss, 0.0, training, step)
+            share.backward()
+    if penalty is not None and ranks.rank == 0:
+        term = penalty()
+        if term.requires_grad:  # not while everything that it holds is held back (tune.unfreeze)
+            term.backward()
+        held = float(term.detach())
+        loss += held
+    loss, held, padded, passed = ranks.sums(loss, held, padded, passed)
+    ranks.add_gradients(parameters)
+    norm = ranks.norm(parameters) if early is None else early.norm
+    refuse_infinite(loss, norm, training, step)
+    if early is None:
+        if training.clip_norm and norm > training.clip_norm:
+            ranks.clip(parameters, training.clip_norm, norm)
+        update(optimizer, parameters, training)
+    lengths = sum(example.num_tokens for example in rows)
     trained = sum(example.num_trained for example in rows)
-    return StepDone(loss, norm, trained, computed, lengths, padded, held)
+    return StepDone(
+        loss, norm, trained, computed + int(passed), lengths, int(padded), held if penalty is not None else None
+    )
+
+
+def refuse_infinite(loss: float, norm: float, training: Training, step: int) -> None:
+    """TrainingError, before the update, where the loss or the gradient is no number."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    raise TrainingError(
+        f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
+        f"Lower tune.learning_rate (now {training.learning_rate:g}) or raise tune.warmup_share, and run again."
+    )
+
+
+def update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], training: Training) -> None:
+    """The optimizer's update, of each parameter alone where its state has to be brought."""
+    if not training.memory.offload_optimizer:
+        optimizer.step()
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            update_alone(optimizer, parameter, training)
+
+
+def update_alone(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, training: Training) -> None:
+    """The update of one parameter; `offload_optimizer` brings its state from the computer's memory and back."""
+    home = torch.device("cpu") if training.memory.offload_optimizer else parameter.device
+    with alone(optimizer, parameter), brought(optimizer.state[parameter], parameter.device, home):
+        optimizer.step()
+
+
+def is_early(training: Training, penalty: Penalty | None) -> bool:
+    """Whether parameters are updated within the backward pass. TrainingError where a penalty comes after it."""
+    if training.memory.optimizer_in_backward and penalty is not None:
+        raise TrainingError(
+            "tune.memory.optimizer_in_backward: the penalty on the weights (keep.penalty) has a gradient of its own, "
+            "which would come after the update. Set it to false, or keep.penalty: none."
+        )
+    return training.memory.optimizer_in_backward
+
+
+def early_updates(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], training: Training, num_micros: int, step: int
+) -> EarlyUpdates:
+    """Updates within the backward pass. TrainingError where the step has several of those."""
+    if num_micros > 1:
+        raise TrainingError(
+            f"step {step + 1} is cut into {num_micros} micro-batches of at most {training.pass_tokens} tokens (of one "
+            "task each), and tune.memory.optimizer_in_backward updates within the first. Raise "
+            "tune.micro_batch_tokens or lower tune.batch_size; the last checkpoint is intact."
+        )
+    return EarlyUpdates([p for p in parameters if p.requires_grad], partial(update_alone, optimizer, training=training))
 
 
 @torch.no_grad()
@@ -95,7 +159,7 @@ def annotated(
         learner.eval()
         batches = [learner.batch(micro) for micro in split_by_tokens(examples, max_tokens)]
         computed += sum(computed_tokens(learner, batch) for batch in batches)
-        return [(learner(batch), batch) for batch in batches]
+        return list(zip(here().answers(learner, batches), batches, strict=True))
 
     return objective.annotated(ask, rows), computed
 
@@ -115,20 +179,35 @@ def evaluate(
     weights = divisors(objective, examples)
     loss = 0.0
     sums: dict[str, list[float]] = {}
-    for micro in split_by_tokens(examples, max_tokens):
+    for micro, counts in here().passes(learner, examples, max_tokens):
         batch = learner.batch(micro)
         outputs = learner(batch)
+        if not counts:
+            continue
         loss += float(objective.loss(outputs, batch).total) / weights[batch.task]
         for name, (numerator_B, denominator_B) in objective.scores(outputs, batch).items():
             held = sums.setdefault(name, [0.0, 0.0])
             held[0] += float(numerator_B.sum())
             held[1] += float(denominator_B.sum())
+    loss, sums = added_up(gathered((loss, sums)))
     if not math.isfinite(loss):
         raise TrainingError(
             f"validation loss {loss:g}: training has diverged. Lower tune.learning_rate or raise tune.warmup_share, "
             "and run again."
         )
     return loss, {name: above / below for name, (above, below) in sums.items() if below}
+
+
+def added_up(parts: list[tuple[float, dict[str, list[float]]]]) -> tuple[float, dict[str, list[float]]]:
+    """Losses and sums of figures of all ranks; those of one as they are."""
+    loss, sums = parts[0]
+    for other_loss, other_sums in parts[1:]:
+        loss += other_loss
+        for name, (above, below) in other_sums.items():
+            held = sums.setdefault(name, [0.0, 0.0])
+            held[0] += above
+            held[1] += below
+    return loss, sums
 
 
 def divisors(objective: Objective, validation: Sequence[Example]) -> dict[str, float]:

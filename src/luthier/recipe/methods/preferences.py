@@ -37,6 +37,7 @@ class Dpo(MethodPart):
         0.0, ge=0, strict=False, description="Weight of the chosen answers' token loss beside it (RPO); 0 = off."
     )
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 2e-4}
+    search: ClassVar[dict[str, Any]] = {"beta": {"low": 0.03, "high": 0.5, "log": True}}
 
     @field_validator("label_smoothing")
     @classmethod
@@ -63,6 +64,7 @@ class Kto(MethodPart):
         16, ge=0, description="Rows of a step that estimate the KL term, by answers to other prompts; 0 = no KL term."
     )
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 2e-4}
+    search: ClassVar[dict[str, Any]] = {"beta": {"low": 0.03, "high": 0.5, "log": True}}
 
 
 class Orpo(MethodPart):
@@ -71,6 +73,7 @@ class Orpo(MethodPart):
     kind: Literal["orpo"] = "orpo"
     weight: float = Field(0.1, gt=0, strict=False, description="Weight of the odds-ratio loss beside the SFT loss.")
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 1e-4}
+    search: ClassVar[dict[str, Any]] = {"weight": {"low": 0.03, "high": 0.5, "log": True}}
 
 
 class SimPo(MethodPart):
@@ -80,3 +83,7 @@ class SimPo(MethodPart):
     beta: float = Field(2.0, gt=0, strict=False, description="Scale of the margin.")
     margin: float = Field(1.0, ge=0, strict=False, description="Target margin, times beta: gamma = beta * margin.")
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-5}
+    search: ClassVar[dict[str, Any]] = {
+        "beta": {"low": 1.0, "high": 5.0, "log": True},
+        "margin": {"low": 0.2, "high": 1.6},
+    }

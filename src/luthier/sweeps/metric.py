@@ -1,0 +1,121 @@
+"""What trials are compared by, and when one of them is not worth going on. Validation rows only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from luthier.errors import LuthierError, RecipeError, did_you_mean
+from luthier.recipe.space import AnyRecipe, changes_loss, longest_epochs
+from luthier.recipe.sweep import Sweep
+from luthier.training.checkpoint import Progress
+
+RUNGS = 4  # an epoch (or a shorter training) has this many places where curves are compared
+
+
+class Pruned(Exception):
+    """A trial is not worth going on: raised out of its training."""
+
+
+class NoFigureError(LuthierError):
+    """The figure that trials are to be compared by is not one that is validated: every trial would fail."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of the validation rows. `rows` is how many there are."""
+
+    name: str
+    higher: bool
+    rows: int
+
+    def of(self, validation: Sequence[dict[str, float]], best_step: int) -> float:
+        """The figure at the step whose weights are kept.
+
+        Raises:
+            NoFigureError: the validations have no such figure.
+        """
+        entry = next(entry for entry in validation if entry["step"] == best_step)
+        if self.name not in entry:
+            known = sorted(entry.keys() - {"step"})
+            raise NoFigureError(
+                f'sweep.metric: validation has no figure "{self.name}".{did_you_mean(self.name, known)} '
+                f"It has: {', '.join(known)}."
+            )
+        return float(entry[self.name])
+
+
+def metric_of(recipe: AnyRecipe, sweep: Sweep, deciding: tuple[str, bool], rows: int) -> Metric:
+    """The metric of a sweep. `deciding`: the method's deciding figure, and whether more of it is better.
+
+    Raises:
+        RecipeError: a figure of which it is not known which way is better.
+    """
+    primary, higher = deciding
+    if sweep.metric == "auto":
+        name, known = (primary, True) if changes_loss(sweep.space) else ("loss", True)
+    else:
+        name, known = sweep.metric, sweep.metric in ("loss", primary)
+    if sweep.direction != "auto":
+        return Metric(name, sweep.direction == "higher", rows)
+    if not known:
+        raise RecipeError(
+            f"sweep of {recipe.name}",
+            [f"sweep.direction: say whether {name} is to be higher or lower; auto knows it of loss and {primary}."],
+        )
+    return Metric(name, higher if name == primary else False, rows)
+
+
+class Hearing(Protocol):
+    """A trial that can be told of a figure at a rung, and asked whether it should end."""
+
+    number: int
+    last_rung: int
+
+    def report(self, rung: int, value: float) -> bool:
+        """Whether the trial is to be ended."""
+        ...
+
+
+@dataclass
+class Watch:
+    """Hears of a training's validations, passes them on at rungs, and ends it where the pruner says so.
+
+    A rung is a share of an epoch, not a number of steps: trials differ in their batch sizes.
+    """
+
+    trial: Hearing
+    metric: Metric
+    epochs: float
+    unit: float  # epochs between two rungs
+    may_end: bool
+    seen: int = 0
+    value: float | None = None  # of the step that is best so far
+
+    def __call__(self, progress: Progress) -> None:
+        """Of every step."""
+        if len(progress.validation) <= self.seen:
+            return
+        self.seen = len(progress.validation)
+        step = progress.validation[-1]["step"]
+        self.value = self.metric.of(progress.validation, progress.best_step)
+        rung = math.floor(step / progress.num_steps * self.epochs / self.unit + 1e-9)
+        if rung <= max(self.trial.last_rung, 0):
+            return
+        worse = self.trial.report(rung, self.value)
+        if worse and self.may_end and progress.step < progress.num_steps:
+            raise Pruned
+
+
+def rung_epochs(recipe: AnyRecipe, sweep: Sweep) -> float:
+    """Epochs between two rungs."""
+    return min(1.0, longest_epochs(recipe, sweep.space)) / RUNGS
+
+
+def curve_of(
+    metric: Metric, validation: Sequence[dict[str, float]], num_steps: int, epochs: float
+) -> list[list[float]]:
+    """[epochs, figure] of each validation."""
+    return [[entry["step"] / num_steps * epochs, entry[metric.name]] for entry in validation if metric.name in entry]

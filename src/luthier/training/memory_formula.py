@@ -1,0 +1,102 @@
+"""What a training step takes, on paper: a formula of the model's sizes and of one pass's tokens.
+
+Per token and layer autograd keeps (floats; D hidden, A all query heads, K all key heads, M the MLP's width):
+
+    two norms       4 D      input and result of each
+    attention       2 A + 2 K    query, key, value, and what the heads say; no matrix of weights is ever kept
+    MLP             3 M      gate, up and their product (2 M where there is no gate)
+
+Checkpointing keeps the input of a layer, D, and once the rest of the one layer that is being worked out again. To that
+come the gradients that flow through one layer, a chunk of the output head's logits, gradients of what is trained, and
+the optimizer's state. Two measured steps (memory_trial.py) say by what factor a machine, an adapter and an attention
+backend differ from this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.forest.head import CHUNK_ELEMENTS
+from luthier.recipe.memory import Memory
+from luthier.training.learner import Learner
+
+ROWS_OF_HEAD = 6  # hidden rows, their slopes, and each target's product, forward and backward
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model. `attention`, `keys`: query and key heads times their width. `item_bytes`: of one number."""
+
+    layers: int
+    hidden: int
+    attention: int
+    keys: int
+    mlp: int
+    gated: bool
+    vocabulary: int
+    item_bytes: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """One pass: tokens through the layers, rows through the output head."""
+
+    tokens: int
+    head_rows: int
+
+
+def shape_of(learner: Learner) -> Shape:
+    """The sizes of a learner's model, from its configuration; families name them differently."""
+    whole: Any = learner.lm.config
+    config = whole.get_text_config()
+    hidden = int(config.hidden_size)
+    heads = int(getattr(config, "num_attention_heads", 1))
+    width = int(getattr(config, "head_dim", None) or hidden // heads)
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    mlp = int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden)
+    gated = any(name.endswith("up_proj") for name, _ in learner.lm.named_modules())
+    vocabulary = int(getattr(config, "vocab_size", 0))
+    item_bytes = next(learner.lm.parameters()).element_size()
+    layers = int(config.num_hidden_layers)
+    return Shape(layers, hidden, heads * width, key_heads * width, mlp, gated, vocabulary, item_bytes)
+
+
+def layer_elements(shape: Shape) -> int:
+    """What one layer keeps of a token."""
+    return 4 * shape.hidden + 2 * (shape.attention + shape.keys) + (3 if shape.gated else 2) * shape.mlp
+
+
+def kept_elements(shape: Shape, memory: Memory) -> int:
+    """What all layers keep of a token between the forward and the backward pass."""
+    whole, way = layer_elements(shape), memory.checkpointing
+    if memory.offload_activations:
+        return whole  # one layer is on its way at a time
+    if way == "off":
+        return shape.layers * whole
+    if way == "selective":
+        return shape.layers * (whole - 2 * shape.hidden - shape.mlp)
+    every = 1 if isinstance(way, str) else way
+    recomputed = -(-shape.layers // every)
+    return recomputed * shape.hidden + (shape.layers - recomputed) * whole + whole
+
+
+def flowing_elements(shape: Shape) -> int:
+    """Gradients of a token that are there at once while they flow back through a layer."""
+    in_mlp = (3 if shape.gated else 2) * shape.mlp
+    in_attention = 3 * (shape.attention + shape.keys)
+    return 2 * shape.hidden + max(in_mlp, in_attention)
+
+
+def head_bytes(shape: Shape, load: Load) -> int:
+    """What the output head takes: the rows that are read, and a chunk of their logits twice."""
+    chunk = min(load.head_rows * shape.vocabulary, max(CHUNK_ELEMENTS, shape.vocabulary))
+    return shape.item_bytes * ROWS_OF_HEAD * load.head_rows * shape.hidden + 2 * 4 * chunk
+
+
+def activation_bytes(shape: Shape, load: Load, memory: Memory) -> int:
+    """What a pass takes above weights, gradients and the optimizer's state."""
+    embedded = 2 * shape.hidden
+    kept = load.tokens * (kept_elements(shape, memory) + embedded) * shape.item_bytes
+    flowing = load.tokens * flowing_elements(shape) * shape.item_bytes
+    return kept + max(flowing, head_bytes(shape, load))
