@@ -31,7 +31,14 @@ STEPS = 40
 def tune(**checkpoints: object):
     """Forty steps with dropout, validated every third."""
     adapter = Lora(rank=2, alpha=4.0, dropout=0.2)
-    return tune_of(method="head", epochs=STEPS * 4 / 10, evaluate_every=3, adapter=adapter, checkpoints=checkpoints)
+    return tune_of(
+        method="head",
+        epochs=STEPS * 4 / 10,
+        evaluate_every=3,
+        adapter=adapter,
+        checkpoints=checkpoints,
+        memory={"predict": False},
+    )
 
 
 def forked(work) -> int:

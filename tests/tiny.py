@@ -43,14 +43,14 @@ def tiny_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_folder(path: Path, template: bool | str = True) -> Path:
-    """Write a two-layer llama with its tokenizer; `template` is CHATML, none, or a template's source."""
+def tiny_folder(path: Path, template: bool | str = True, layers: int = 2) -> Path:
+    """Write a llama of two layers with its tokenizer; `template` is CHATML, none, or a template's source."""
     tokenizer = tiny_tokenizer(CHATML if template is True else template or None)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

@@ -31,6 +31,10 @@ class Snapshot:
                 f"that failed: {error.strerror}. Make room, or set TMPDIR to a folder with room."
             ) from error
 
+    def __deepcopy__(self, memo: object) -> Snapshot:
+        """A copy of the model (training/ranks_shard.py) has the same past."""
+        return self
+
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the copies back into the tensors of the same names, in place."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-PRODUCTS_AT_ONCE = 1 << 21  # numbers of gathered rows that exist at one time: 8 MB in float32
+SUM = 0  # embedding_bag's number for it
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ def chosen_neurons(x_ND: Tensor, gate_NE: Tensor, keys_RD: Tensor, choice: Choic
         product_NC = x_ND @ keys_RD.T
         gate_NA, group_NA = gate_NE, None
     else:
-        gate_NA, group_NA = gate_NE.topk(choice.active_groups, dim=1)
+        gate_NA, group_NA = gate_NE.topk(choice.active_groups, dim=1, sorted=False)
         product_NC = grouped_products(x_ND, keys_RD.view(num_groups, size, -1), group_NA)
     score_NC = (product_NC.view(len(x_ND), -1, size) * gate_NA[:, :, None]).view(len(x_ND), -1)
     place_NK = score_NC.topk(choice.top, dim=1, sorted=False).indices
     product_NK = product_NC.gather(1, place_NK)
     if group_NA is not None:
-        place_NK = group_NA.gather(1, place_NK // size) * size + place_NK % size
+        place_NK = numbers_of(group_NA, size).gather(1, place_NK)
     return product_NK, place_NK.int()
 
 
@@ -106,9 +106,16 @@ def grouped_products(x_ND: Tensor, keys_EGD: Tensor, group_NA: Tensor) -> Tensor
     return product_NAG.view(num_tokens, -1)
 
 
+def numbers_of(group_NA: Tensor, size: int) -> Tensor:
+    """The neurons of each token's groups, [N, A * G]."""
+    within_G = torch.arange(size, device=group_NA.device)
+    return (group_NA[:, :, None] * size + within_G).view(len(group_NA), -1)
+
+
 def group_of(neuron_NK: Tensor, num_neurons: int, num_groups: int) -> Tensor:
-    """The group of each neuron."""
-    return torch.div(neuron_NK, num_neurons // num_groups, rounding_mode="floor").long()
+    """The group of each neuron, looked up: whole numbers are divided far more slowly."""
+    group_R = torch.arange(num_groups, device=neuron_NK.device).repeat_interleave(num_neurons // num_groups)
+    return group_R[neuron_NK]
 
 
 @dataclass(frozen=True)
@@ -169,14 +176,18 @@ def weighted_rows(rows_UD: Tensor, local_NK: Tensor, weight_NK: Tensor) -> Tenso
 
 
 def row_products(x_ND: Tensor, rows_UD: Tensor, local_NK: Tensor) -> Tensor:
-    """Products of each token with its rows, [N, K], a few tokens at a time."""
+    """Products of each token with its rows, [N, K]: what embedding_bag's own backward does for its weights.
+
+    Ten times as fast here as laying the rows out per token, and nothing is laid out.
+    """
     num_tokens, top = local_NK.shape
-    at_once = max(1, PRODUCTS_AT_ONCE // (top * x_ND.shape[1]))
-    parts = [
-        torch.bmm(rows_UD[chosen.long()], x[:, :, None])[:, :, 0]
-        for x, chosen in zip(x_ND.split(at_once), local_NK.split(at_once), strict=True)
-    ]
-    return torch.cat(parts) if parts else x_ND.new_empty(num_tokens, top)
+    token_P = torch.arange(num_tokens, device=x_ND.device).repeat_interleave(top)
+    first_N = torch.arange(0, num_tokens * top, top, device=x_ND.device)
+    flat_P = local_NK.reshape(-1).long()
+    found_P: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x_ND, rows_UD, flat_P, first_N, token_P, SUM
+    )
+    return found_P.view(num_tokens, top)
 
 
 @torch.enable_grad()

@@ -185,10 +185,11 @@ class GroupedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for query, key and value."""
-        query, key, value, out, lse = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: what is worked out again or sent away for the backward pass comes once
+        query, key, value, out, lse = saved
         plan, scores, window = ctx.plan, ctx.scores, ctx.window
         delta = (grad * out).sum(-1, dtype=lse.dtype)[0].T
-        grads = block_gradients(ctx, grad, delta)
+        grads = block_gradients(ctx, saved, grad, delta)
         for cross in plan.crosses:
             rows, keys = slice(cross.query_start, cross.query_end), slice(cross.key_start, cross.key_end)
             whole = Whole(grad[:, :, rows], out[:, :, rows], lse[rows].T[None], delta[rows].T[None])
@@ -199,9 +200,9 @@ class GroupedAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def block_gradients(ctx: Any, grad: Tensor, delta: Tensor) -> list[Tensor]:
+def block_gradients(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor, delta: Tensor) -> list[Tensor]:
     """Gradients [N, H or K, D] that flow through the blocks: for query, key and value."""
-    query, key, value, out, lse = ctx.saved_tensors
+    query, key, value, out, lse = saved
     plan, scores = ctx.plan, ctx.scores
     heads, key_heads = query.shape[1], key.shape[1]
     q, k, v, g = (padded(tensor, plan) for tensor in (query, key, value, grad))

@@ -38,7 +38,9 @@ class Adam8bit(Kind):
     """AdamW whose moments are kept in 8 bits, in blocks with a scale each (Dettmers et al. 2022)."""
 
     kind: Literal["adam8bit"] = Field(
-        "adam8bit", description="A quarter of AdamW's memory for moments, on a GPU, when whole weights are trained."
+        "adam8bit",
+        description="A quarter of AdamW's memory for moments, where whole weights are trained. Needs luthier[qlora]; "
+        "slow on a CPU.",
     )
     beta1: Beta = Field(0.9, description="Share of the mean gradient that is kept at each step.")
     beta2: Beta = Field(0.999, description="Share of the mean squared gradient that is kept at each step.")

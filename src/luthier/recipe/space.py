@@ -333,13 +333,15 @@ def first_stage(space: Space) -> int:
     return min(numbers, default=0)
 
 
+def last_tune(recipe: AnyRecipe) -> Training:
+    """The training that trials are compared by: of stages that of the last."""
+    return recipe.tune if isinstance(recipe, Recipe) else recipe.stages[-1].tune
+
+
 def longest_epochs(recipe: AnyRecipe, space: Space) -> float:
     """Most epochs of the training that trials are compared by."""
-    if isinstance(recipe, Recipe):
-        path, tune = "tune.epochs", cast("Training", recipe.tune)
-    else:
-        path, tune = f"stages.{len(recipe.stages) - 1}.tune.epochs", recipe.stages[-1].tune
-    search = space.get(path)
+    prefix = "" if isinstance(recipe, Recipe) else f"stages.{len(recipe.stages) - 1}."
+    search = space.get(f"{prefix}tune.epochs")
     if search is None:
-        return tune.epochs
+        return last_tune(recipe).epochs
     return float(search.high) if search.high is not None else max(float(choice) for choice in search.choices)

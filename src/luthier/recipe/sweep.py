@@ -77,11 +77,8 @@ class Sweep(Part):
     metric: str = Field(
         "auto",
         min_length=1,
-        description="What trials are compared by, on validation rows: `loss`, or a figure of the method. `auto`: the "
-        "loss, or the method's deciding figure where the space changes the loss itself.",
-    )
-    direction: Literal["auto", "lower", "higher"] = Field(
-        "auto", description="Which way is better; `auto` knows it of the loss and of the method's deciding figure."
+        description="What trials are compared by, on validation rows: `loss`, or a figure of the method. `auto`: as "
+        "`tune.metric` says, and the method's deciding figure where the space changes what the loss means.",
     )
     startup_trials: int = Field(
         5, ge=1, description="Trials that `tpe` draws anywhere, and that `median` waits for before it ends any."
@@ -95,8 +92,6 @@ class Sweep(Part):
             raise ValueError("reduction is read by pruner: asha alone; leave it out")
         if self.startup_trials != 5 and self.sampler != "tpe" and self.pruner != "median":
             raise ValueError("startup_trials is read by sampler: tpe and pruner: median; leave it out")
-        if self.direction != "auto" and self.metric in ("auto", "loss"):
-            raise ValueError(f"direction is known for metric: {self.metric}; leave it out, or name a figure")
         if self.sampler == "grid":
             open_ended = [path for path, search in self.space.items() if not search.choices and search.step is None]
             if open_ended or not self.space:

@@ -37,7 +37,15 @@ def sweep_view(result: Values) -> Values:
         "figures": key_figures(result),
         "trials": [trial_row(trial, result) for trial in result["trials"]],
         "failed": [trial for trial in result["trials"] if trial["state"] == "failed"],
-        "space": {path: search_words(search) for path, search in result["space"].items()},
+        "space": [
+            (
+                path,
+                search_words(search),
+                value_words(result["own"][path]),
+                value_words(result["best"]["values"][path]) if result["best"] else NOTHING,
+            )
+            for path, search in result["space"].items()
+        ],
         "number": number_words,
         "progress_chart": progress_chart(result),
         "importance_chart": importance_chart(result, names),
@@ -197,6 +205,7 @@ def parallel_chart(result: Values, done: Sequence[Values], names: Mapping[str, s
               for path, search in result["space"].items()]  # fmt: skip
     figures = [trial["value"] for trial in done]
     title = f"validation {words(result['metric']['name'])}"
+    title += " (higher is better)" if result["metric"]["higher_is_better"] else " (lower is better)"
     tracks.append(track_of_numbers(title, figures, (min(figures), max(figures))))
     alt = f"The values of {len(done)} trials, each a line; the best one is trial {done[-1]['number']}."
     last = len(done) - 1

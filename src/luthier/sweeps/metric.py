@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from luthier.errors import LuthierError, RecipeError, did_you_mean
-from luthier.recipe.space import AnyRecipe, changes_loss, longest_epochs
+from luthier.recipe.space import AnyRecipe, changes_loss, last_tune, longest_epochs
 from luthier.recipe.sweep import Sweep
 from luthier.training.checkpoint import Progress
+from luthier.training.judging import NEITHER, lower_is_better
 
 RUNGS = 4  # an epoch (or a shorter training) has this many places where curves are compared
 
@@ -47,25 +48,20 @@ class Metric:
         return float(entry[self.name])
 
 
-def metric_of(recipe: AnyRecipe, sweep: Sweep, deciding: tuple[str, bool], rows: int) -> Metric:
-    """The metric of a sweep. `deciding`: the method's deciding figure, and whether more of it is better.
+def metric_of(recipe: AnyRecipe, sweep: Sweep, deciding: str, rows: int) -> Metric:
+    """The metric of a sweep. `deciding` is the figure that decides for the method.
 
     Raises:
-        RecipeError: a figure of which it is not known which way is better.
+        RecipeError: a figure that is neither better nor worse where it is higher.
     """
-    primary, higher = deciding
-    if sweep.metric == "auto":
-        name, known = (primary, True) if changes_loss(sweep.space) else ("loss", True)
-    else:
-        name, known = sweep.metric, sweep.metric in ("loss", primary)
-    if sweep.direction != "auto":
-        return Metric(name, sweep.direction == "higher", rows)
-    if not known:
-        raise RecipeError(
-            f"sweep of {recipe.name}",
-            [f"sweep.direction: say whether {name} is to be higher or lower; auto knows it of loss and {primary}."],
-        )
-    return Metric(name, higher if name == primary else False, rows)
+    name = sweep.metric
+    if name == "auto":
+        chosen = last_tune(recipe).metric
+        name = deciding if chosen == "loss" and changes_loss(sweep.space) else chosen
+    if name.rpartition("/")[2] in NEITHER:
+        problem = f"sweep.metric: {name} is neither better nor worse where it is higher. Use another."
+        raise RecipeError(f"sweep of {recipe.name}", [problem])
+    return Metric(name, not lower_is_better(name), rows)
 
 
 class Hearing(Protocol):

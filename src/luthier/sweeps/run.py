@@ -25,11 +25,13 @@ import yaml
 
 from luthier.errors import LuthierError, RunError
 from luthier.files import content_hash, write_json, write_text
+from luthier.processes import num_processes
 from luthier.progress import Listener, Silent
 from luthier.recipe.space import (
     AnyRecipe,
     changed_recipe,
     is_whole,
+    last_tune,
     load_any,
     meant,
     own_values,
@@ -129,6 +131,8 @@ class Sweeper:
     def run(self, final: bool) -> dict[str, Any]:
         """All trials that are left, then the best in full where that is wanted."""
         optional_study()
+        if num_processes() > 1:
+            raise RunError("a sweep has one process for each trial. Start it without torchrun, as often as you like.")
         self.prepare()
         self.listener.plan([trial_name(number) for number in range(self.sweep.trials)])
         with optional_study().explained(self.place.storage):
@@ -382,11 +386,6 @@ def optional_study() -> Any:
             raise
         raise RunError(f'a sweep needs {error.name}, which is not installed. pip install "luthier[sweep]"') from error
     return study
-
-
-def last_tune(recipe: AnyRecipe) -> Any:
-    """The training that trials are compared by."""
-    return recipe.stages[-1].tune if hasattr(recipe, "stages") else recipe.tune
 
 
 def dump_plain(recipe: AnyRecipe) -> str:

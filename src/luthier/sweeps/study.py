@@ -32,6 +32,7 @@ from luthier.sweeps.locks import Lock
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120  # a trial that has not been heard of for this long has failed
 LONGEST_WAIT_SECONDS = 60.0  # for another process that writes to the same SQLite file
+FIRST_RUNG = 2  # half an epoch: before it, warm-up decides and no curve is compared
 MOST_ATTEMPTS = 3  # a trial whose process dies this often is given up
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -92,9 +93,9 @@ class Steered(BaseSampler):
 def pruner_of(sweep: Sweep) -> BasePruner:
     """The rule by which trials end early."""
     if sweep.pruner == "median":
-        return MedianPruner(n_startup_trials=sweep.startup_trials)
+        return MedianPruner(n_startup_trials=sweep.startup_trials, n_warmup_steps=FIRST_RUNG)
     if sweep.pruner == "asha":
-        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=sweep.reduction, min_early_stopping_rate=0)
+        return SuccessiveHalvingPruner(min_resource=FIRST_RUNG, reduction_factor=sweep.reduction)
     return NopPruner()
 
 
@@ -168,10 +169,16 @@ class Book:
                 if turn is not None:
                     return turn
         while len(self.trials()) < self.sweep.trials:
-            turn = self.turn(self.study.ask(), 1)
+            turn = self.turn(self.asked(), 1)
             if turn is not None:
                 return turn
         return None
+
+    def asked(self) -> optuna.Trial:
+        """A new trial. Optuna warns that nobody sends heartbeats for it; `Turn.alive` does."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+            return self.study.ask()
 
     def bury(self) -> None:
         """Mark trials of processes that are gone, where they cannot be taken up from here."""

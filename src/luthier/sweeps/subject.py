@@ -29,7 +29,7 @@ from luthier.training.checkpoint import History, Progress
 
 Hear = Callable[[Progress], None]
 TRIAL_PARTS = ("train", "validation")  # of the rows: no trial reads a test row
-RUN_FIGURES = {"head": ("accuracy", True), "candidates": ("accuracy", True), "sft": ("bits_per_byte", False)}
+RUN_FIGURES = {"head": "accuracy", "candidates": "accuracy", "sft": "bits_per_byte"}
 
 
 class Subject(Protocol):
@@ -43,8 +43,8 @@ class Subject(Protocol):
         ...
 
     @property
-    def deciding(self) -> tuple[str, bool]:
-        """The figure that decides, and whether more of it is better."""
+    def deciding(self) -> str:
+        """The figure that decides for the method."""
         ...
 
     @property
@@ -73,16 +73,15 @@ def subject_of(recipe: AnyRecipe, space: Space, out: Path, listener: Listener) -
 
 
 class Quiet(Silent):
-    """What a trial says, once in a whole sweep; its progress is told by whoever watches it."""
+    """What the rows and the first trial have to say; later trials say much the same. Whoever watches tells progress."""
 
     def __init__(self, listener: Listener):
         self.listener = listener
-        self.said: set[str] = set()
+        self.talks = True
 
     def say(self, text: str) -> None:
-        """Something that has not been said before."""
-        if text not in self.said:
-            self.said.add(text)
+        """Something the user should know."""
+        if self.talks:
             self.listener.say(text)
 
 
@@ -107,7 +106,7 @@ class RunSubject:
         return content_hash(plain, data_hash(self.base.prepared))
 
     @property
-    def deciding(self) -> tuple[str, bool]:
+    def deciding(self) -> str:
         """Accuracy, where labels are chosen."""
         return RUN_FIGURES[self.recipe.tune.method]
 
@@ -121,6 +120,7 @@ class RunSubject:
         pipeline = Pipeline(cast("Recipe", recipe), folder, self.quiet)
         pipeline.__dict__["rows_data"] = self.base.rows_data  # a corpus is prepared once
         _, history = pipeline.fitting(hear).first()
+        self.quiet.talks = False
         return history
 
     def run(self, recipe: AnyRecipe, folder: Path, listener: Listener) -> dict[str, Any]:
@@ -183,14 +183,13 @@ class StagesSubject:
         return content_hash(settings, stages, [run.rows.key for run in self.plain_runs])
 
     @property
-    def deciding(self) -> tuple[str, bool]:
+    def deciding(self) -> str:
         """The deciding figure of the last stage, of its heaviest task where it has several."""
         last = self.plain_runs[-1]
         if not last.stage.tasks:
-            return last.method.primary, last.method.higher_is_better
+            return last.method.primary
         first = max(last.stage.tasks, key=lambda name: last.stage.tasks[name].weight)
-        method = last.tasks[first].method
-        return named(first, method.primary), method.higher_is_better
+        return named(first, last.tasks[first].method.primary)
 
     @property
     def validation_rows(self) -> int:
@@ -221,6 +220,7 @@ class StagesSubject:
         run = whole.stage_run(last, left, runs)
         run.parts_read, run.hear = TRIAL_PARTS, hear
         start, _, plan = run.ready()
+        self.quiet.talks = False
         return run.fit(start, plan)
 
     def run(self, recipe: AnyRecipe, folder: Path, listener: Listener) -> dict[str, Any]:

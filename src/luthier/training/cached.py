@@ -17,7 +17,7 @@ from torch import Tensor
 
 from luthier.errors import TrainingError
 from luthier.forest.tree import Forest, build_forest, computed_tokens
-from luthier.methods.base import Example, Objective, Varying, split_by_tokens
+from luthier.methods.base import Example, Objective, Varying
 from luthier.recipe import Training
 from luthier.records import Sequence
 from luthier.training.cut import cut_below

@@ -145,9 +145,10 @@ def save_checkpoint(
     tensors |= {f"average.{name}": own(tensor) for name, tensor in (average or {}).items()}
     broken = [name for name, tensor in tensors.items() if not finite(tensor)]
     if any_of(bool(broken)):
+        first = f", first {broken[0]}" if broken else "; those of another process"
         raise TrainingError(
-            f"the weights after step {history.step} are not finite ({len(broken)} of {len(tensors)} tensors, first "
-            f"{broken[0] if broken else 'at another rank'}). They are not saved. Lower tune.learning_rate or raise tune.warmup_share, and run again."
+            f"the weights after step {history.step} are not finite ({len(broken)} of {len(tensors)} tensors{first}). "
+            "They are not saved. Lower tune.learning_rate or raise tune.warmup_share, and run again."
         )
     tensors |= random or random_state()
     notes = {"form": FORM, "optimizer": type(optimizer).__name__, "values": values, "history": asdict(history)}

@@ -115,7 +115,7 @@ def refuse_dropout(body: nn.Module, upper: list[nn.Module]) -> None:
         if id(module) not in free and isinstance(share, float) and share > 0:
             raise TrainingError(
                 f"tune.cache_below: {name} drops {share:g} of what it gets, others at each step, so what the frozen "
-                "layers say of a row is never the same. Set that to 0 in the model's config.json, or leave cache_below out."
+                "layers say of a row is never the same. Set that to 0 in the model's config.json, or leave this out."
             )
 
 

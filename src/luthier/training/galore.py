@@ -65,7 +65,9 @@ class GaLoreOptimizer(torch.optim.Optimizer):
 
 
 def basis(gradient: Tensor, rank: int) -> Tensor:
-    """The strongest singular vectors on the shorter side: rows [r, O] of a high matrix, columns [I, r] of a wide one."""
-    left, _, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+    """The strongest singular vectors of the shorter side: rows [r, O] of a high matrix, columns [I, r] of a wide."""
+    left, _, right = torch.linalg.svd(
+        gradient.to(torch.promote_types(gradient.dtype, torch.float32)), full_matrices=False
+    )
     found = right[:rank] if gradient.shape[0] >= gradient.shape[1] else left[:, :rank]
     return found.to(gradient.dtype).contiguous()

@@ -31,7 +31,7 @@ NOT_MATRICES = ("ia3_", "prompt_embeddings")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trained parameter stands: its name in the learner, if it is a matrix, an embedding, a head, and how deep."""
+    """A trained parameter: its name in the learner, what it is a part of, and how deep it is."""
 
     name: str
     is_matrix: bool
@@ -201,4 +201,5 @@ Maker = Callable[[Any, list[Group]], torch.optim.Optimizer]
 MAKERS: Mapping[type[Kind], Maker] = MappingProxyType(
     {AdamW: adamw, Adam: adam, Sgd: sgd, RmsProp: rmsprop, Adafactor: adafactor, Lion: lion, Adam8bit: adam8bit}
 )
-FOR_MATRICES: Mapping[type[Kind], Maker] = MappingProxyType({Muon: muon, GaLore: galore})  # all other parameters go by AdamW
+# For the matrices inside the model; all other parameters go by AdamW.
+FOR_MATRICES: Mapping[type[Kind], Maker] = MappingProxyType({Muon: muon, GaLore: galore})

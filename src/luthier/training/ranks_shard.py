@@ -64,9 +64,11 @@ def sharded(learner: Learner) -> Learner:
     mesh = init_device_mesh(learner.device.type, (num_processes(),))
     for layer in layers_of(twin.lm):
         fully_shard(layer, mesh=mesh)
-    root: Any = fully_shard(twin, mesh=mesh, reshard_after_forward=True, ignored_params=set(twin.heads.parameters()))
-    root.set_gradient_divide_factor(1.0)  # sums, not means: the loss is divided by the weight of the whole step
-    root.set_force_sum_reduction_for_comms(True)
+    fully_shard(twin, mesh=mesh, reshard_after_forward=True, ignored_params=set(twin.heads.parameters()))
+    for module in twin.modules():
+        if isinstance(module, FSDPModule):  # sums, not means: the loss is divided by the weight of the whole step
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     return twin
 
 
