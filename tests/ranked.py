@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -119,5 +120,8 @@ def done(job: dict) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    for kind in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind)  # torch and its friends warn about their own future
     for line in sys.stdin:
         print(done(json.loads(line)), flush=True)

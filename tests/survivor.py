@@ -6,16 +6,17 @@ milliseconds. One thread throughout, since a fork takes no threads along.
 
 import json
 import os
-import random
 import resource
 import signal
 import struct
 import sys
 import time
+import traceback
 from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -46,12 +47,15 @@ def forked(work) -> int:
     number = os.fork()
     if number:
         return number
+    code = 1
     try:
         work()
-    except BaseException as error:  # whatever it is, the child must not go on as its parent would
-        print(repr(error), file=sys.stderr, flush=True)
-        os._exit(1)
-    os._exit(0)
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:  # whatever it is, the child must not go on as its parent would
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def life(training: Training, folder: Path, seconds: float | None) -> tuple[int, list[int], float]:
@@ -98,15 +102,16 @@ def killed(model: Path, folder: Path, kills: int) -> dict:
     life(trainings[0], folder / "timed", None)
     step_seconds = (time.monotonic() - started - first) / STEPS
     wanted = contents(folder / "whole")
-    draw = random.Random(4)
-    counts = {"kills": 0, "while_writing": 0, "finished": 0, "lost_steps": 0, "wrong_ends": 0, "repeated": 0}
+    draw = np.random.default_rng(4)
+    counts = {"kills": 0, "while_writing": 0, "finished": 0, "lost_steps": 0, "wrong_ends": 0, "wrong_starts": 0}
     while counts["kills"] < kills:
         turn = counts["finished"] % len(SETTINGS)
-        at, reached = folder / f"{counts['finished']}", 0
+        at, reached, saved = folder / f"{counts['finished']}", 0, 0
         every = SETTINGS[turn]["every"]
         while True:
             seconds = draw.uniform(0, first + 8 * step_seconds) if counts["kills"] < kills else None
             status, steps, _ = life(trainings[turn], at, seconds)
+            counts["wrong_starts"] += bool(steps) and steps[0] != saved + 1
             left = latest_checkpoint(at)
             saved = 0 if left is None else step_of(left)
             reached = max([reached, *steps])
@@ -116,7 +121,6 @@ def killed(model: Path, folder: Path, kills: int) -> dict:
             counts["kills"] += 1
             counts["while_writing"] += any(at.glob("checkpoints/.step-*")) or any(at.glob(".best.*"))
             counts["lost_steps"] += saved < (reached - 1) // every * every  # the step last told of may not be saved yet
-            counts["repeated"] += bool(steps) and steps[0] > saved + 1
         counts["finished"] += 1
         counts["wrong_ends"] += not same(contents(at), wanted)
         hidden = [path.name for path in at.rglob(".*")]
@@ -238,7 +242,7 @@ def commands(recipe: Path, folder: Path, kills: int) -> dict:
     started = time.monotonic()
     assert os.waitpid(command(folder / "whole"), 0)[1] == 0
     seconds = time.monotonic() - started
-    draw, killed = random.Random(7), 0
+    draw, killed = np.random.default_rng(7), 0
     for _ in range(kills):
         number = command(folder / "killed")
         time.sleep(draw.uniform(0.05, 0.7) * seconds)

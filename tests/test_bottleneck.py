@@ -216,7 +216,7 @@ def test_adapters_beside_weights_of_half_the_size_are_whole():
 @pytest.mark.parametrize("style", ["houlsby", "pfeiffer"])
 def test_training_resumes_bit_for_bit(style, tiny_path, tmp_path):
     """Ten steps are five, a stop and five; the saved adapter gives what was trained."""
-    tune = tune_of(method="head", adapter=Bottleneck(size=8, style=style))
+    tune = tune_of(method="head", checkpoints={"every": 5}, adapter=Bottleneck(size=8, style=style))
     whole = Training(tiny_path, tune)
     wanted = whole.run(tmp_path / "whole")
     half = Training(tiny_path, tune)
@@ -238,7 +238,14 @@ def test_training_resumes_bit_for_bit(style, tiny_path, tmp_path):
 
 @pytest.mark.parametrize("style", ["houlsby", "pfeiffer"])
 def test_one_batch_can_be_learnt_by_heart(style, tiny_path, tmp_path):
-    tune = tune_of(method="head", adapter=Bottleneck(size=8, style=style), epochs=40.0, learning_rate=2e-2, evaluate_every=40)
+    tune = tune_of(
+        method="head",
+        adapter=Bottleneck(size=8, style=style),
+        epochs=40.0,
+        learning_rate=2e-2,
+        evaluate_every=40,
+        checkpoints={"every": 40},
+    )
     history = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]]).run(tmp_path)
     assert losses(history)[0] > 1 and losses(history)[-1] < 0.05
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("evaluation", "synthetic"),
     ("fitting", "predictor", "result", "stages"),
     ("merging", "pipeline"),
-    ("sweeps",),
+    ("rate_search", "sweeps"),
     ("__init__",),
     ("cli",),
     ("__main__",),

@@ -19,9 +19,14 @@ from luthier.recipe.schedules import (
 )
 from luthier.training.optimizers import FOR_MATRICES, MAKERS, make_optimizer
 from luthier.training.schedules import SHAPES, Schedule
-from test_training import Training, assert_equal_tensors, losses, tune_of, what_happened
+from test_training import Training, assert_equal_tensors, losses, what_happened
+from test_training import tune_of as plain_tune
 
 RATE, DECAY = 0.05, 0.1
+
+
+def tune_of(**changes):
+    return plain_tune(**{"memory": {"predict": False}, **changes})
 
 
 # --- each optimizer by its formula -----------------------------------------------------------------------------
@@ -183,7 +188,7 @@ def test_embeddings_norms_and_vectors_have_no_decay(tiny_path):
     training = Training(tiny_path, tune_of(method="head", adapter={"kind": "full"}, weight_decay=0.1))
     decays = names_by(make_optimizer(training.learner, training.tune), training.learner, "weight_decay")
     free = {name for name, decay in decays.items() if decay == 0}
-    assert {decay for decay in decays.values()} == {0.0, 0.1}
+    assert set(decays.values()) == {0.0, 0.1}
     assert any("embed_tokens" in name for name in free) and any("norm" in name for name in free)
     assert "heads.main.bias" in free and "heads.main.weight" not in free
     assert not any("proj" in name for name in free)
@@ -277,16 +282,16 @@ def test_micro_batches_change_nothing_whatever_the_optimizer(kind, tiny_path, tm
             Training(
                 tiny_path,
                 tune_of(
-                    method="head", optimizer={"kind": kind, **KINDS[kind]}, batch_size=8, epochs=5.0,
+                    method="head", optimizer={"kind": kind, **KINDS[kind]}, batch_size=8, epochs=4.0,
                     micro_batch_tokens=most, learning_rate=1e-3,
                 ),
                 validation=[],
             ).run(tmp_path / str(most))
         )
-        for most in (4096, 60, 16)
+        for most in (4096, 60)
     ]  # fmt: skip
     near = 1e-3 if kind in ("muon", "lion", "galore", "adam8bit") else 1e-6
-    assert found[1] == pytest.approx(found[0], rel=near) and found[2] == pytest.approx(found[0], rel=near)
+    assert found[1] == pytest.approx(found[0], rel=near)
 
 
 # --- schedules -------------------------------------------------------------------------------------------------
@@ -391,7 +396,7 @@ def test_kinds_by_name_or_by_keys():
         ({"optimizer": {"kind": "lion", "eps": 1e-8}}, "tune.optimizer.lion.eps: unknown key. Known keys of tune.optimizer.lion: kind, beta1, beta2."),
         ({"schedule": "cosin"}, "tune.schedule: there is no 'cosin'; use 'constant', 'linear', 'cosine', 'restarts'"),
         ({"schedule": {"kind": "constant", "final_share": 0.1}}, "tune.schedule.constant.final_share: unknown key"),
-        ({"schedule": "plateau"}, "tune.refit: trains on the validation rows too, and the schedule plateau has to look at them. Set tune.refit: false, or another schedule."),
+        ({"schedule": "plateau"}, "tune.refit: trains on the validation rows too, and schedule: plateau has to look at them. Set tune.refit: false, or another schedule."),
         ({"optimizer": {"kind": "sgd", "momentum": 0.0, "nesterov": True}}, "tune.optimizer.nesterov: looks ahead along the momentum, and there is none. Set momentum."),
         ({"adapter": "none", "neftune_alpha": 5}, "tune.neftune_alpha: adapter.kind: none trains a head on features that are computed once"),
         ({"average": {"kind": "swa", "decay": 0.9}}, "tune.average.swa.decay: unknown key"),

@@ -259,7 +259,7 @@ def test_it_is_saved_and_loaded(tmp_path):
 
 
 def test_training_resumes_bit_for_bit(tiny_path, tmp_path):
-    tune = tune_of(method="head", adapter=Sparse(width=64, top=8, groups=8, active_groups=3))
+    tune = tune_of(method="head", checkpoints={"every": 5}, adapter=Sparse(width=64, top=8, groups=8, active_groups=3))
     whole = Training(tiny_path, tune)
     wanted = whole.run(tmp_path / "whole")
 
@@ -278,7 +278,9 @@ def test_training_resumes_bit_for_bit(tiny_path, tmp_path):
 
 def test_one_batch_can_be_learnt_by_heart(tiny_path, tmp_path):
     adapter = Sparse(width=64, top=8, groups=8, active_groups=3)
-    tune = tune_of(method="head", adapter=adapter, epochs=40.0, learning_rate=2e-2, evaluate_every=40)
+    tune = tune_of(
+        method="head", adapter=adapter, epochs=40.0, learning_rate=2e-2, evaluate_every=40, checkpoints={"every": 40}
+    )
     history = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]]).run(tmp_path)
     assert losses(history)[0] > 1 and losses(history)[-1] < 0.05
 

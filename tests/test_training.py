@@ -28,7 +28,6 @@ from luthier.training.checkpoint import History, StepDone, latest_checkpoint, sa
 from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner, read_heads
 from luthier.training.loop import permutation, rows_of_step, train
 from luthier.training.optimizers import make_optimizer
-from luthier.training.schedules import Schedule
 from luthier.training.step import evaluate, one_step
 from tiny import tiny_folder
 
@@ -399,19 +398,7 @@ def test_nothing_to_train_is_refused(tiny_path):
         make_optimizer(training.learner, training.tune)
 
 
-# --- schedule, order, optimizer, clipping ----------------------------------------------------------------------
-
-
-def test_the_schedule_by_hand():
-    """Two warm-up steps at 1/3 and 2/3, then four steps over 0, 1/4, 1/2, 3/4 of the decay."""
-    factors = {
-        kind: [Schedule(kind, 6, 2).factor(step) for step in range(6)] for kind in ("constant", "linear", "cosine")
-    }
-    half = math.sqrt(0.5)
-    assert factors["constant"] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
-    assert factors["linear"] == pytest.approx([1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25])
-    assert factors["cosine"] == pytest.approx([1 / 3, 2 / 3, 1, (1 + half) / 2, 0.5, (1 - half) / 2])
-    assert Schedule("cosine", 1, 0).factor(0) == 1.0
+# --- order, groups, clipping ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 25])

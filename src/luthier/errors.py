@@ -37,6 +37,10 @@ class TrainingError(LuthierError):
     """Training stopped before a bad update (a NaN, nothing to train); the last good state is saved."""
 
 
+class Diverged(TrainingError):
+    """A loss or a gradient that is no number; the update was not made."""
+
+
 class RunError(LuthierError):
     """The run folder cannot be written, read or resumed."""
 

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from luthier.errors import RunError
 from luthier.processes import is_first, is_first_here
 
+NOWHERE = "luthier-nowhere-"  # begins the name of what a process fills that does not write
+
 
 @contextlib.contextmanager
 def open_aside(path: Path, every_process: bool = False) -> Iterator[BinaryIO]:
@@ -60,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder aside; it takes the place of `path` only when the block ends well, with a checksum file in it."""
     if not is_writer(path):
-        with tempfile.TemporaryDirectory() as nowhere:
+        with tempfile.TemporaryDirectory(prefix=NOWHERE) as nowhere:
             yield Path(nowhere)
         return
     with explain_os_errors(path):
@@ -117,6 +119,8 @@ def sync_folder(path: Path) -> None:
 
 def is_writer(path: Path) -> bool:
     """Whether it falls to this process to write there: the run's first process, or its machine's first for caches."""
+    if any(part.startswith(NOWHERE) for part in path.parts):
+        return True  # what `new_folder` gave it may be read again while it is filled
     return is_first_here() if path.absolute().is_relative_to(cache_folder("").absolute()) else is_first()
 
 

@@ -84,10 +84,7 @@ class Fitting:
         self, examples: list[Example], validation: list[Example], folder: Path, first: History | None = None
     ) -> tuple[Learner, History]:
         """A fresh adapter, trained; after a `first` training, for the share of the schedule that this one advises."""
-        recipe = self.recipe
-        heads = {MAIN: label_head(self.model, self.prompt)} if recipe.tune.method == "head" else {}
-        learner = new_learner(self.model, recipe.tune.adapter, recipe.seed, recipe.attention, heads)
-        calibrate_head(learner, examples, recipe.ask.batch_tokens)
+        recipe, learner = self.recipe, self.fresh(examples)
         before = 0 if first is None else first.num_steps
 
         def report(progress: Progress) -> None:
@@ -109,6 +106,14 @@ class Fitting:
             say=self.say,
         )
         return learner, history
+
+    def fresh(self, examples: list[Example]) -> Learner:
+        """The learner before its first step."""
+        recipe = self.recipe
+        heads = {MAIN: label_head(self.model, self.prompt)} if recipe.tune.method == "head" else {}
+        learner = new_learner(self.model, recipe.tune.adapter, recipe.seed, recipe.attention, heads)
+        calibrate_head(learner, examples, recipe.ask.batch_tokens)
+        return learner
 
     def num_steps(self) -> int:
         """Steps of both trainings, for the time left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -19,6 +20,7 @@ class Snapshot:
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.file = tempfile.TemporaryFile(prefix="luthier-")  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
         self.names = list(tensors)
         try:
             for tensor in tensors.values():

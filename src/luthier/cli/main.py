@@ -14,8 +14,10 @@ import typer
 
 from luthier.cli.data import data_app
 from luthier.cli.options import Json, Overrides
+from luthier.cli.lr_find import lr_find_command
 from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError
+from luthier.processes import is_first, rank
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +55,8 @@ def run_command(
 
     with screen(quiet=as_json) as listener:
         result = run(loaded, out, listener=listener)
+    if not is_first():
+        return
     folder = out or Path("runs") / loaded.name
     if as_json:
         typer.echo(json.dumps(result))
@@ -83,6 +87,8 @@ def train_command(
 
     with screen(quiet=as_json) as listener:
         result = train(loaded, out, listener=listener)
+    if not is_first():
+        return
     folder = out or Path("runs") / loaded.name
     if as_json:
         typer.echo(json.dumps(result))
@@ -91,6 +97,7 @@ def train_command(
 
 
 app.command("sweep")(sweep_command)
+app.command("lr-find")(lr_find_command)
 
 
 @app.command("predict")
@@ -298,7 +305,7 @@ def main() -> None:
             sys.exit(128 + (received or [signal.SIGINT])[0])
         raise
     except LuthierError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {error}" if is_first() else f"Error in process {rank()}: {error}", err=True)
         sys.exit(1)
 
 

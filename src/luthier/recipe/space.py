@@ -285,12 +285,11 @@ def own_values(recipe: AnyRecipe, space: Space) -> dict[str, Value] | None:
     for path, search in space.items():
         value = shown(value_at(recipe, path))
         if search.choices:
-            options = [shown(choice) for choice in search.choices]
-            named = named_kind(recipe, path, options)
-            matching = [option for option in options if same(option, value) or option == named]
+            matching = [choice for choice in search.choices if same(shown(choice), value)]
+            matching = matching or [choice for choice in search.choices if changes_nothing(recipe, path, choice)]
             if not matching:
                 return None
-            found[path] = matching[0]
+            found[path] = shown(matching[0])
         else:
             assert search.low is not None and search.high is not None
             if not isinstance(value, int | float) or not search.low <= value <= search.high or off_step(search, value):
@@ -299,15 +298,12 @@ def own_values(recipe: AnyRecipe, space: Space) -> dict[str, Value] | None:
     return found
 
 
-def named_kind(recipe: AnyRecipe, path: str, options: Sequence[Value]) -> Value:
-    """Which of the options, put in the place of the recipe's own section, leaves the recipe as it is."""
-    if not isinstance(value_at(recipe, path), Part):
-        return None
-    for option in options:
-        changed = changed_recipe(recipe, {path: yaml.safe_load(str(option))})
-        if changed.model_dump(exclude={"sweep"}) == recipe.model_dump(exclude={"sweep"}):
-            return option
-    return None
+def changes_nothing(recipe: AnyRecipe, path: str, choice: Any) -> bool:
+    """Whether a choice in the place of the recipe's own section leaves the recipe as it is: a kind by its name."""
+    if not isinstance(value_at(recipe, path), Part) or value_problems(recipe, path, choice):
+        return False
+    changed = changed_recipe(recipe, {path: choice})
+    return changed.model_dump(exclude={"sweep"}) == recipe.model_dump(exclude={"sweep"})
 
 
 def off_step(search: Search, value: float) -> bool:

@@ -19,7 +19,7 @@ from luthier.methods.registry import make_stage_method
 from luthier.methods.several import Part
 from luthier.methods.stage import Described, Passing, Remarking, StageMethod
 from luthier.peek import ledger_values
-from luthier.processes import first_goes_first
+from luthier.processes import first_goes_first, is_first
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe.stages import Stage
 from luthier.recipe.training import NOT_OF_RESULTS
@@ -172,7 +172,8 @@ class StageRun:
 
     def save(self, start: Start, parts: dict[str, list[Example]]) -> None:
         """The adapter of the best step, with what serving needs beside it."""
-        start.save(self.folder / "training" / "best", self.folder / "adapter")
+        if is_first():
+            start.save(self.folder / "training" / "best", self.folder / "adapter")
         scale_outputs(self, start.learner, parts)
         for name, values in self.settings_texts().items():
             write_json(self.folder / "adapter" / name, values)

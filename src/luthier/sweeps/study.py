@@ -277,6 +277,7 @@ def open_book(storage: str, name: str, recipe: AnyRecipe, sweep: Sweep, out: Pat
         RunError: the data base cannot be opened, or the study is of another recipe, space or rows.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = Steered(sweep, recipe.seed, own_values(recipe, sweep.space))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
         try:
@@ -284,7 +285,7 @@ def open_book(storage: str, name: str, recipe: AnyRecipe, sweep: Sweep, out: Pat
                                 grace_period=GRACE_SECONDS)  # fmt: skip
             study = optuna.create_study(
                 storage=opened, study_name=name, load_if_exists=True, direction="maximize" if higher else "minimize",
-                sampler=Steered(sweep, recipe.seed, own_values(recipe, sweep.space)), pruner=pruner_of(sweep),
+                sampler=sampler, pruner=pruner_of(sweep),
             )  # fmt: skip
         except Exception as error:
             raise RunError(

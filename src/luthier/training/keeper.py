@@ -222,3 +222,5 @@ def clear_leftovers(folder: Path) -> None:
     restore_folder(folder / "best")
     for left in (folder / "checkpoints").glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(".*.json.*"):
+        left.unlink(missing_ok=True)

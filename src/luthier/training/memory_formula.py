@@ -26,7 +26,10 @@ ROWS_OF_HEAD = 6  # hidden rows, their slopes, and each target's product, forwar
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. `attention`, `keys`: query and key heads times their width. `item_bytes`: of one number."""
+    """Sizes of a model. `attention`, `keys`: query and key heads times their width. `item_bytes`: of one number.
+
+    `trains_head`: whether the output head (or the embeddings that it is tied to) learns.
+    """
 
     layers: int
     hidden: int
@@ -36,6 +39,7 @@ class Shape:
     gated: bool
     vocabulary: int
     item_bytes: int
+    trains_head: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def shape_of(learner: Learner) -> Shape:
     vocabulary = int(getattr(config, "vocab_size", 0))
     item_bytes = next(learner.lm.parameters()).element_size()
     layers = int(config.num_hidden_layers)
-    return Shape(layers, hidden, heads * width, key_heads * width, mlp, gated, vocabulary, item_bytes)
+    top: Any = getattr(learner.lm, "get_output_embeddings", lambda: None)()
+    trains_head = top is not None and any(parameter.requires_grad for parameter in top.parameters())
+    return Shape(layers, hidden, heads * width, key_heads * width, mlp, gated, vocabulary, item_bytes, trains_head)
 
 
 def layer_elements(shape: Shape) -> int:
@@ -89,9 +95,12 @@ def flowing_elements(shape: Shape) -> int:
 
 
 def head_bytes(shape: Shape, load: Load) -> int:
-    """What the output head takes: the rows that are read, and a chunk of their logits twice."""
+    """What the output head takes: the rows that are read, a chunk of their logits twice, a trained one's gradient."""
+    if not load.head_rows:
+        return 0
     chunk = min(load.head_rows * shape.vocabulary, max(CHUNK_ELEMENTS, shape.vocabulary))
-    return shape.item_bytes * ROWS_OF_HEAD * load.head_rows * shape.hidden + 2 * 4 * chunk
+    elements = ROWS_OF_HEAD * load.head_rows * shape.hidden + shape.trains_head * shape.vocabulary * shape.hidden
+    return shape.item_bytes * elements + 2 * 4 * chunk
 
 
 def activation_bytes(shape: Shape, load: Load, memory: Memory) -> int:

@@ -145,11 +145,9 @@ def trial_rows(
 ) -> list[list[Example]] | None:
     """Rows for the two steps that calibrate: some of the heaviest pass; the run's shortest row where it has but one."""
     count = len(heaviest)
-    few, more = (heaviest[: max(2, count // share)] for share in SHARES)
+    few, more = (heaviest[: max(least, count // share)] for least, share in enumerate(SHARES, 1))
     if count == 1:
         few = [min((row for rows in steps for row in rows), key=lambda row: row.num_tokens)]
-    elif count < 4:
-        few, more = heaviest[:1], heaviest
     parts = [few, more]
     return parts if all(min(weights_of(objective, rows).values()) > 0 for rows in parts) else None
 

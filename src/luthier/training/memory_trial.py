@@ -113,6 +113,7 @@ class Trial:
                 self.meter.start()
 
         hook = self.optimizer.register_step_pre_hook(before_update)
+        self.meter.held_bytes()
         self.meter.start()
         try:
             one_step(self.learner, self.objective, rows, self.optimizer, 1.0, self.training, 0)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import TrainingError
+from luthier.errors import Diverged
 
 Update = Callable[[nn.Parameter], None]
 
@@ -43,7 +43,7 @@ class EarlyUpdates:
         assert parameter.grad is not None and isinstance(parameter, nn.Parameter)
         norm = float(torch.linalg.vector_norm(parameter.grad))
         if not math.isfinite(norm):
-            raise TrainingError(
+            raise Diverged(
                 f"a gradient of norm {norm:g}; its parameter and those still to come were not updated, others of this "
                 "step were (tune.memory.optimizer_in_backward). Lower tune.learning_rate or raise tune.warmup_share, "
                 "and run again: the last checkpoint is intact."

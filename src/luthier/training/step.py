@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from luthier.errors import TrainingError
+from luthier.errors import Diverged, TrainingError
 from luthier.methods.base import (
     MAIN,
     Annotating,
@@ -93,10 +93,10 @@ def one_step(
 
 
 def refuse_infinite(loss: float, norm: float, training: Training, step: int) -> None:
-    """TrainingError, before the update, where the loss or the gradient is no number."""
+    """Diverged, before the update, where the loss or the gradient is no number."""
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    raise TrainingError(
+    raise Diverged(
         f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}; the update was not made. "
         f"Lower tune.learning_rate (now {training.learning_rate:g}) or raise tune.warmup_share, and run again."
     )
