@@ -29,7 +29,7 @@ from luthier.methods import make_method
 from luthier.methods.base import MAIN, Example
 from luthier.models import load_model
 from luthier.recipe import Lora, Tune
-from luthier.recipe.adapters import AdapterKeys, Sparse
+from luthier.recipe.adapters import Sparse
 from luthier.runtime import keep_big_blocks, peak_memory_bytes, reset_peak_memory
 from luthier.training.learner import Learner, label_head, new_learner
 from luthier.training.optimizers import make_optimizer
@@ -38,7 +38,6 @@ from luthier.training.step import one_step
 SIDES = ("sparse", "dense", "lora")
 LORA_PER_RANK = 305_280  # trained parameters of the starter model's LoRA on all linear layers, for each rank
 WIDTH, LAYERS = 576, 30  # of the starter model
-BATCH_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Run:
     parameters: int
     losses: list[float]
     step_seconds: float
+    cpu_seconds: float  # of all threads: what counts where others use the machine too
     step_memory_bytes: int
     peak_memory_bytes: int
     rows_used: float | None
@@ -61,7 +61,8 @@ def main() -> int:
         return 0
     found = {side: run_child(side) for side in arguments.sides}
     if arguments.json:
-        print(json.dumps({"sides": found, "settings": vars(arguments) | {"rows": str(arguments.rows)}}, default=str))
+        sides = {side: asdict(run) for side, run in found.items()}
+        print(json.dumps({"sides": sides, "settings": vars(arguments)}, default=str))
     else:
         print(table(found))
     return 0
@@ -76,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--active-groups", type=int, default=8)
     parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0: as many parameters as the sparse adapter")
+    parser.add_argument("--batch", type=int, default=16, help="rows of a step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--threads", type=int, default=workload.default_threads())
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
@@ -84,17 +86,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_child(side: str) -> dict[str, object]:
+def run_child(side: str) -> Run:
     """The figures of one side."""
     command = [sys.executable, __file__, *sys.argv[1:], "--child", side]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def adapter_of(arguments: argparse.Namespace) -> AdapterKeys:
+def adapter_of(arguments: argparse.Namespace) -> Lora | Sparse:
     """What the side trains."""
     width = arguments.width
     if arguments.child == "lora":
@@ -109,27 +110,30 @@ def measured(arguments: argparse.Namespace) -> Run:
     """Steps on the first rows of the file, all under one instruction."""
     keep_big_blocks()
     torch.set_num_threads(arguments.threads)
+    size = arguments.batch
     rows = workload.read_labelled(arguments.rows)
     model = load_model(workload.MODEL)
     before = resident_bytes()
     prompt = workload.make_prompt(rows, model.tokenizer, lists_labels=False)
-    tune = Tune(adapter=adapter_of(arguments), batch_size=BATCH_ROWS)
+    tune = Tune(adapter=adapter_of(arguments), batch_size=size)
     method = make_method(tune, prompt.task)
     learner = new_learner(model, tune.adapter, 0, "auto", {MAIN: label_head(model, prompt)})
     optimizer = make_optimizer(learner, tune)
-    examples = method.view(prompt, rows[: BATCH_ROWS * (arguments.steps + 1)])
-    losses, seconds = [], []
+    examples = method.view(prompt, rows[: size * (arguments.steps + 1)])
+    losses, seconds, busy = [], [], []
     for step in range(arguments.steps + 1):
         if step == 1:  # the optimizer's state is there now
             reset_peak_memory()
-        chosen = examples[step * BATCH_ROWS : (step + 1) * BATCH_ROWS]
-        started = time.perf_counter()
-        losses.append(one_step(learner, method, chosen, optimizer, 1.0, tune, step).loss)
+        chosen = examples[step * size : (step + 1) * size]
+        started, worked = time.perf_counter(), time.process_time()
+        losses.append(one_step(learner, method, chosen, optimizer, 0.1, tune, step).loss)
         seconds.append(time.perf_counter() - started)
+        busy.append(time.process_time() - worked)
     peak = peak_memory_bytes()
     parameters = sum(parameter.numel() for name, parameter in learner.trained().items() if "heads." not in name)
-    used = rows_used(learner, examples[:BATCH_ROWS])
-    return Run(parameters, losses, statistics.median(seconds[1:]), peak - before - 16 * parameters, peak, used)
+    used = rows_used(learner, examples[:size])
+    spent = statistics.median(seconds[1:]), statistics.median(busy[1:])
+    return Run(parameters, losses, *spent, peak - before - 16 * parameters, peak, used)
 
 
 @torch.no_grad()
@@ -156,15 +160,17 @@ def resident_bytes() -> int:
     return pages * 4096
 
 
-def table(found: dict[str, dict[str, object]]) -> str:
+def table(found: dict[str, Run]) -> str:
     """One line a side."""
-    lines = [f"{'':8}{'parameters':>14}{'s a step':>10}{'step memory':>14}{'peak':>10}{'rows used':>11}  loss"]
+    heads = ("parameters", "s a step", "CPU s", "step memory", "peak", "rows used", "losses")
+    lines = ["{:8}{:>13}{:>10}{:>8}{:>13}{:>9}{:>11}  {}".format("", *heads)]
     for side, run in found.items():
-        used = "-" if run["rows_used"] is None else f"{run['rows_used']:.0%}"
-        losses = ", ".join(f"{loss:.3f}" for loss in run["losses"])  # type: ignore[attr-defined]
+        memory = f"{run.step_memory_bytes / 2**20:,.0f} MB", f"{run.peak_memory_bytes / 2**30:.2f} GB"
+        used = "-" if run.rows_used is None else f"{run.rows_used:.0%}"
+        losses = ", ".join(f"{loss:.3f}" for loss in run.losses)
         lines.append(
-            f"{side:8}{run['parameters']:>14,}{run['step_seconds']:>10.2f}{run['step_memory_bytes'] / 2**20:>11,.0f} MB"  # type: ignore[operator]
-            f"{run['peak_memory_bytes'] / 2**30:>7.2f} GB{used:>11}  {losses}"  # type: ignore[operator]
+            f"{side:8}{run.parameters:>13,}{run.step_seconds:>10.2f}{run.cpu_seconds:>8.2f}{memory[0]:>13}"
+            f"{memory[1]:>9}{used:>11}  {losses}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Trainings in one process or several, for tests/test_ranks.py: `python ranked.py` reads jobs and forks their processes.
+"""Trainings in one process or several, for tests/test_ranks.py: `python ranked.py MODEL` reads jobs and forks them.
 
 Everything heavy is imported once. A job is a line of JSON {"work", "size", "folder", ...}; each of its processes leaves
 FOLDER/result-RANK.json, and what the job comes to is a line "0" (all is well) or the first bad exit status.
@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import luthier.training.ranks_together  # noqa: F401 - so that forks need not
 from luthier import stages
+from luthier.models import load_model
 from luthier.recipe import Lora
 from luthier.recipe.adapters import Full, Ia3
 from luthier.stopped import Stopped
@@ -34,23 +36,30 @@ ADAPTERS = {
 }
 
 
-def loop(folder: Path, model: str, adapter: str = "lora", rows: int = 10, stop_after: int = 0, **tune) -> dict:
-    """A training of the loop's own tests; `stop_after`: the last process is told to stop after that step."""
-    training = Training(Path(model), tune_of(adapter=ADAPTERS[adapter], **tune), rows=ROWS[:rows], validation=VALIDATION)
+def loop(
+    folder: Path, model: str, adapter: str = "lora", rows: int = 10, stop_after: int = 0, die_after: int = 0,
+    others: bool = False, **tune,
+) -> dict:  # fmt: skip
+    """A training of the loop's own tests.
+
+    The last process is told to stop after step `stop_after`, killed after `die_after`, and has `others` rows.
+    """
+    number, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    own = ROWS[1:] if others and number else ROWS[:rows]
+    training = Training(Path(model), tune_of(adapter=ADAPTERS[adapter], **tune), rows=own, validation=VALIDATION)
     steps: list[int] = []
 
     def report(progress) -> None:
         steps.append(progress.step)
-        last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
-        if progress.step == stop_after and last:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if number == size - 1 and progress.step in (stop_after, die_after):
+            os.kill(os.getpid(), signal.SIGTERM if progress.step == stop_after else signal.SIGKILL)
 
     told: list[str] = []
     try:
         history = training.run(folder / "run", report, told.append)
     except Stopped as stopped:
         return {"stopped": str(stopped), "steps": steps}
-    if int(os.environ.get("RANK", "0")) == 0:
+    if number == 0:
         save_file(training.weights(), folder / "weights.safetensors")
     return {
         "steps": steps,
@@ -59,7 +68,7 @@ def loop(folder: Path, model: str, adapter: str = "lora", rows: int = 10, stop_a
         "best_step": history.best_step,
         "tokens": [history.trained_tokens, history.computed_tokens, history.sequence_tokens, history.padded_tokens],
         "parameters": sorted(type(p).__name__ for p in training.learner.parameters()),
-        "distributed": "luthier.training.ranks_together" in sys.modules or torch.distributed.is_initialized(),
+        "distributed": torch.distributed.is_initialized(),
     }
 
 
@@ -123,5 +132,6 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     for kind in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=kind)  # torch and its friends warn about their own future
+    load_model(sys.argv[1])  # what is worked out at the first load need not be worked out in every fork
     for line in sys.stdin:
         print(done(json.loads(line)), flush=True)

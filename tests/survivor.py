@@ -51,9 +51,9 @@ def forked(work) -> int:
     try:
         work()
         code = 0
-    except Exception:
-        traceback.print_exc()
-    finally:  # whatever it is, the child must not go on as its parent would
+    finally:  # whatever it was, the child must not go on as its parent would
+        if code:
+            traceback.print_exc()
         sys.stderr.flush()
         os._exit(code)
 
@@ -81,7 +81,8 @@ def contents(folder: Path) -> dict[str, object]:
     history = json.loads((last / "checkpoint.json").read_text())["history"]
     files = {"state": last / "state.safetensors", "head": folder / "best" / "head.safetensors",
              "adapter": folder / "best" / "adapter_model.safetensors"}  # fmt: skip
-    tensors = {f"{name}.{key}": value for name, file in files.items() for key, value in load_file(file).items()}
+    there = {name: load_file(file) for name, file in files.items() if name != "head" or file.is_file()}
+    tensors = {f"{name}.{key}": value.clone() for name, read in there.items() for key, value in read.items()}
     return tensors | {key: value for key, value in history.items() if "seconds" not in key}
 
 

@@ -18,7 +18,8 @@ from luthier.errors import ModelError
 from luthier.forest.forward import hidden_states, logprobs, set_backend
 from luthier.forest.tree import build_forest
 from luthier.models import load_model
-from luthier.recipe.adapters import Bottleneck
+from luthier.recipe.adapter_rules import Worn, chain_problems
+from luthier.recipe.adapters import Bottleneck, Lora
 from luthier.stopped import Stopped
 from luthier.training.learner import load_learner
 from placed import FAMILIES, PARTS, add_after, answers, assert_close, pulled_gradients, shake, tiny
@@ -248,6 +249,14 @@ def test_one_batch_can_be_learnt_by_heart(style, tiny_path, tmp_path):
     )
     history = Training(tiny_path, tune, rows=[ROWS[0], ROWS[3], ROWS[6], ROWS[7]]).run(tmp_path)
     assert losses(history)[0] > 1 and losses(history)[-1] < 0.05
+
+
+def test_a_chain_that_would_have_to_merge_it_is_refused_before_training():
+    first = Worn("stages.0", "stack", Bottleneck())
+    for start, above in (("stack", Lora()), ("merge", Bottleneck()), ("stack", Bottleneck())):
+        (told,) = chain_problems([first, Worn("stages.1", start, above)])
+        assert told.startswith("stages.1.start: ") and "Set start: continue, with the same adapter" in told
+    assert chain_problems([first, Worn("stages.1", "continue", Bottleneck())]) == []
 
 
 def test_wrong_keys_are_told():

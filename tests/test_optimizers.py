@@ -134,7 +134,9 @@ FORMULAS = [
 def test_an_optimizer_is_its_formula(settings, formula):
     draw = torch.Generator().manual_seed(7)
     start, *gradients = (torch.randn(6, 4, generator=draw, dtype=torch.float64) for _ in range(6))
-    torch.testing.assert_close(stepped(settings, gradients, start), formula(start, gradients, settings), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        stepped(settings, gradients, start), formula(start, gradients, settings), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_galore_keeps_small_moments_and_refreshes_its_basis():
@@ -154,7 +156,9 @@ def test_galore_keeps_small_moments_and_refreshes_its_basis():
 def test_muon_moves_along_the_orthogonal_part():
     """Singular values of the first update: near 0.2 sqrt(max(A, B)) times the rate each, whatever the gradient's."""
     start = torch.zeros(8, 5)
-    gradient = torch.randn(8, 5, generator=torch.Generator().manual_seed(7)) @ torch.diag(torch.tensor([9.0, 3, 1, 0.5, 0.3]))
+    gradient = torch.randn(8, 5, generator=torch.Generator().manual_seed(7)) @ torch.diag(
+        torch.tensor([9.0, 3, 1, 0.5, 0.3])
+    )
     moved = stepped(Muon(momentum=0.9), [gradient], start)
     values = torch.linalg.svdvals(moved) / (RATE * 0.2 * math.sqrt(8))
     assert values.min() > 0.6 and values.max() < 1.3, values
@@ -198,9 +202,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tiny_path):
     training = Training(tiny_path, tune_of(method="head", adapter={"kind": "full"}, optimizer="muon"))
     optimizer = make_optimizer(training.learner, training.tune)
     by_muon = {name for name, turns in names_by(optimizer, training.learner, "lr").items()} - {
-        name
-        for part in optimizer.parts[1:]
-        for name in names_by(part, training.learner, "lr")
+        name for part in optimizer.parts[1:] for name in names_by(part, training.learner, "lr")
     }
     assert by_muon and all("proj" in name for name in by_muon)
     assert len(by_muon) == 2 * 7  # of each of two layers: q, k, v, o, gate, up, down
@@ -210,7 +212,10 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tiny_path):
     ("changes", "told"),
     [
         ({"optimizer": "muon", "method": "head", "adapter": "layers"}, None),
-        ({"optimizer": {"kind": "galore", "rank": 64}}, "galore is for matrices inside the model with both sides over its rank of 64"),
+        (
+            {"optimizer": {"kind": "galore", "rank": 64}},
+            "galore is for matrices inside the model with both sides over its rank of 64",
+        ),
     ],
 )
 def test_an_optimizer_for_matrices_needs_some(changes, told, tiny_path):
@@ -361,7 +366,9 @@ def test_every_schedule_has_a_shape_and_a_floor():
             assert min(factors(kind(final_share=0.3), 40, 0)) >= 0.3 - 1e-12
 
 
-@pytest.mark.parametrize("schedule", ["restarts", "wsd", "inverse_sqrt", {"kind": "plateau", "patience": 0, "min_change": 9}])
+@pytest.mark.parametrize(
+    "schedule", ["restarts", "wsd", "inverse_sqrt", {"kind": "plateau", "patience": 0, "min_change": 9}]
+)
 def test_a_schedule_goes_on_where_it_was(schedule, tiny_path, tmp_path):
     tune = tune_of(method="head", schedule=schedule, evaluate_every=2, checkpoints={"every": 5})
     whole, wanted, resumed, found = cut_and_whole(tiny_path, tmp_path, tune)

@@ -18,7 +18,7 @@ from luthier.records import Labelled, Source
 from luthier.stages import train
 from luthier.training.learner import load_learner
 from luthier.training.optimizers import make_optimizer
-from luthier.training.probe import FEATURES, ProbeLearner
+from luthier.training.probe import ProbeLearner
 from luthier.training.step import evaluate, one_step
 from tiny import tiny_folder
 
@@ -42,7 +42,7 @@ def probe(folder: Path, kept: Path) -> tuple[ProbeLearner, ClassifyHead, list[Ex
     model = load_model(str(folder))
     method = ClassifyHead(settings=Classify()).fitted(ROWS)
     examples = method.view(Dialogue(Layout(model.tokenizer)), ROWS)
-    return ProbeLearner(model, method.heads(model.hidden_size), "auto", kept), method, examples
+    return ProbeLearner(model, method.heads(model.hidden_size), "auto", kept, 1.0), method, examples
 
 
 def passes(learner: ProbeLearner) -> list[int]:
@@ -57,7 +57,7 @@ def test_kept_features_equal_those_of_a_fresh_pass(folder, tmp_path):
     learner.prepare(examples, 64)
     batch = learner.batch(examples)
     kept = learner(batch).logits_PL
-    learner.features.clear()
+    learner.kept.places.clear()
     assert torch.allclose(kept, learner(batch).logits_PL, atol=1e-6)
     alone = torch.cat([learner(learner.batch([example])).logits_PL for example in examples])
     assert torch.allclose(kept, alone, atol=1e-6)
@@ -68,7 +68,7 @@ def test_the_model_runs_once_for_each_row_and_never_again(folder, tmp_path):
     counted = passes(learner)
     learner.prepare(examples, 64)
     first = len(counted)
-    assert first > 0 and (tmp_path / "features" / FEATURES).is_file()
+    assert first > 0 and len(list((tmp_path / "features").rglob("*.safetensors"))) == 1
     settings = Training(batch_size=4, head_learning_rate=0.05)
     optimizer = make_optimizer(learner, settings)
     before, _ = evaluate(learner, method, examples, 4096)
@@ -92,7 +92,7 @@ def test_only_the_head_is_trained(folder, tmp_path):
 
 def test_a_method_without_a_head_is_refused(folder, tmp_path):
     with pytest.raises(TrainingError, match="trains a head only, and this method has none. Use it with classify"):
-        ProbeLearner(load_model(str(folder)), {}, "auto", tmp_path)
+        ProbeLearner(load_model(str(folder)), {}, "auto", tmp_path, 1.0)
 
 
 def test_a_stage_with_a_probe_leaves_a_head_that_answers_alone(folder, tmp_path):
@@ -111,3 +111,26 @@ def test_a_stage_with_a_probe_leaves_a_head_that_answers_alone(folder, tmp_path)
     assert result["stages"][0]["training"]["trainable_parameters"] == 32 * 2 + 2
     learner = load_learner(load_model(str(folder)), left, "auto")
     assert isinstance(learner.heads[MAIN], nn.Linear) and not learner.trained()
+
+
+def test_a_run_with_a_probe_answers_after_it_was_saved(folder, tmp_path):
+    """`luthier run`: two trainings (the second on all rows) and one pass of the model for each row of them."""
+    rows, test = tmp_path / "rows.csv", tmp_path / "test.csv"
+    texts = [(f"{text}{end}", label) for label, texts in (("S", SPORTS), ("P", POLITICS)) for text in texts
+             for end in ("", " in a match", " by the senate")]  # fmt: skip
+    rows.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
+    test.write_text("text,label\na team won,S\nthe law,P\na goal in the match,S\nthe senate,P\none vote,P\na new goal,S\n")
+    recipe = parse_recipe(
+        {
+            "model": str(folder), "precision": "float32", "task": {"labels": ["S", "P"]}, "arms": ["majority", "tuned"],
+            "data": {"train": str(rows), "test": str(test), "validation_share": 0.25},
+            "tune": {"adapter": "none", "epochs": 20.0, "batch_size": 4, "head_learning_rate": 0.05},
+        }
+    )  # fmt: skip
+    result = Pipeline(recipe, tmp_path / "run").run()
+    left = tmp_path / "run" / "adapter"
+    assert (left / "head.safetensors").is_file() and not (left / "adapter_model.safetensors").exists()
+    predictor = load_predictor(tmp_path / "run")
+    assert result["arms"]["tuned"]["n"] == 6
+    assert result["training"]["trainable_parameters"] == 32 * 2 + 2
+    assert predictor.predict(["a team won"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.errors import RunError, TrainingError
+from luthier.errors import ModelError, RunError, TrainingError
 from luthier.files import sha256
 from luthier.recipe import Lora
 from luthier.recipe.checkpoints import Checkpoints
@@ -24,8 +24,11 @@ from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, found_checkpoints, latest_checkpoint, save_checkpoint, step_of
 from luthier.training.keeper import Keeper, is_out_of_memory
 from survivor import Before, before_loss, contents, same
+from teachers import wide_folder
 from test_pipeline import Heard
+from test_teacher import recipe_of
 from test_training import Training, flip_a_byte, tune_of
+from tiny import tiny_tokenizer
 
 HERE = Path(__file__).parent
 KILLS = 100
@@ -74,7 +77,7 @@ def recipe(tiny_path, tmp_path_factory):
             "memory": {"predict": False}, "adapter": {"rank": 2, "alpha": 4.0, "dropout": 0.1}}  # fmt: skip
     data = {"train": str(folder / "pairs.jsonl"), "validation_share": 0.25, "test_share": 0.25}
     stages = [{"method": method, "data": data, "tune": tune} for method in ("sft", "dpo")]
-    values = {"name": "tiny", "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 100}}
+    values = {"name": "tiny", "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 200}}
     (folder / "recipe.yaml").write_text(json.dumps({**values, "stages": stages}))  # JSON is YAML
     return folder / "recipe.yaml"
 
@@ -207,7 +210,6 @@ def test_half_an_update_is_not_saved(tiny_path, tmp_path):
 
     def break_the_update() -> None:
         parameter = list(failing.learner.trained().values())[-1]
-        parameter.register_hook(lambda gradient: failing.learner.trained())
         parameter.register_post_accumulate_grad_hook(spoil)
 
     def spoil(parameter: torch.Tensor) -> None:
@@ -241,7 +243,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(tiny_path, tmp_path
     class Broken(Before):
         def loss(self, outputs, batch):
             out = super().loss(outputs, batch)
-            return type(out)(out.total * (math.nan if self.step <= 0 else 1.0), out.weight, out.metrics)
+            return type(out)(out.total * (math.nan if self.step <= 0 else 1.0), out.weight)
 
     training.method = Broken(training, 6, lambda: None)
     with pytest.raises(TrainingError) as caught:
@@ -263,7 +265,9 @@ def test_weights_that_are_no_numbers_are_never_saved(tiny_path, tmp_path):
             with torch.no_grad():
                 next(iter(training.learner.trained().values())).view(-1)[0] = math.inf
 
-    with pytest.raises(TrainingError, match=r"the weights after step 8 are not finite \(1 of 85 tensors, first weight"):
+    with pytest.raises(
+        TrainingError, match=r"the weights after step 8 are not finite \(1 of 112 tensors, first weight"
+    ):
         training.run(tmp_path, spoil)
     assert [step_of(path) for path in found_checkpoints(tmp_path)] == [4]
 
@@ -494,3 +498,35 @@ def test_other_settings_compute_no_reference_anew_and_other_cuts_nothing_at_all(
     assert (now.st_ino, now.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
     train(with_tune(recipe, 0, learning_rate=1e-3), tmp_path)  # another SFT model is another reference
     assert kept.stat().st_ino != written.st_ino or kept.stat().st_mtime_ns != written.st_mtime_ns
+
+
+class Breaking(Heard):
+    """Ends the run, as a crash would, after two steps of a training."""
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        if note.startswith("loss") and done == 2:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("what", ["forward_kl", "answers"])
+def test_a_teacher_that_has_said_all_may_be_gone(what, tiny_path, tmp_path):
+    """Its folder is deleted after the run was cut short. The rest needs its kept words only; other rows need it."""
+    teacher = wide_folder(tmp_path / "teacher", len(tiny_tokenizer()))
+    method = {"teacher": str(teacher), "what": what} | ({"max_answer_tokens": 20} if what == "answers" else {})
+    if what == "answers":
+        method["answer_temperature"] = 0.7
+    recipe = recipe_of(tmp_path, tiny_path, method, memory={"predict": False}, checkpoints={"every": 1})
+    wanted = train(recipe, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(recipe, tmp_path / "cut", listener=Breaking())
+    shutil.rmtree(teacher)
+    found = train(recipe, tmp_path / "cut")
+    assert found["stages"][0]["figures"] == wanted["stages"][0]["figures"]
+    assert train(recipe, tmp_path / "cut")["stages"] == found["stages"]
+    with pytest.raises(ModelError, match="is neither a starter"):
+        train(recipe, tmp_path / "new")
+    turns = [{"role": "user", "content": "a new law"}, {"role": "assistant", "content": "a vote"}]
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(ModelError, match="is neither a starter"):
+        train(recipe, tmp_path / "cut")

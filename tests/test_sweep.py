@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
 
@@ -50,10 +49,15 @@ def values_of(rows: Path, model: Path, sweep: dict | None = None, test: str = "t
         "task": {"labels": LABELS, "instruction": "Classify the text ."},
         "data": {"train": str(rows / "train.jsonl"), "test": str(rows / test), "validation_share": 0.25},
         "tune": {"epochs": 1, "batch_size": 6, "learning_rate": 0.01, "head_learning_rate": 0.02, "refit": False,
-                 "micro_batch_tokens": 4096, "adapter": {"rank": 2, "alpha": 4}, **tune},
+                 "micro_batch_tokens": 4096, "adapter": {"rank": 2, "alpha": 4}, "memory": {"predict": False}, **tune},
         "judge": {"resamples": 200},
         **({} if sweep is None else {"sweep": sweep}),
     }  # fmt: skip
+
+
+def first_two(result: dict) -> dict[int, object]:
+    """The curves of the first two trials."""
+    return {number: curve for number, curve in by_number(result, "curve").items() if number < 2}
 
 
 def by_number(result: dict, key: str) -> dict[int, object]:
@@ -150,16 +154,12 @@ def test_the_folder_and_the_study_belong_to_one_sweep(grid, rows, tiny_path, tmp
         luthier.sweep(recipe, tmp_path / "new", storage="mysql://me:secret@nowhere/x")
 
 
-def test_test_rows_have_no_part_in_it(rows, tiny_path, tmp_path):
+def test_test_rows_have_no_part_in_it(grid, rows, tiny_path, tmp_path):
     """Other labels on the test rows, the same trials to the last bit."""
-    found = []
-    for test in ("test.jsonl", "swapped.jsonl"):
-        values = values_of(rows, tiny_path, {"space": GRID, "pruner": "none", "sampler": "random", "trials": 2}, test)
-        found.append(luthier.sweep(parse_recipe(values), tmp_path / test))
-    assert by_number(found[0], "values") == by_number(found[1], "values")
-    assert by_number(found[0], "curve") == by_number(found[1], "curve")
-    assert found[0]["baseline"]["value"] == by_number(found[0], "value")[0]
-    assert found[0]["trials"][0]["values"] == {"tune.learning_rate": 0.01, "tune.batch_size": 6}
+    _, whole, _ = grid
+    sweep = {"space": GRID, "sampler": "grid", "pruner": "none", "trials": 2}
+    result = luthier.sweep(parse_recipe(values_of(rows, tiny_path, sweep, "swapped.jsonl")), tmp_path / "out")
+    assert by_number(result, "curve") == first_two(whole)
 
 
 # --- trials that end early, and trials that fail ----------------------------------------------------------------
@@ -179,40 +179,47 @@ def test_a_bad_trial_ends_early(pruner, rows, tiny_path, tmp_path):
 
 
 def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(rows, tiny_path, tmp_path):
+    """Trial 0 is the recipe as it stands; a rate of 1e38 comes to nothing."""
     said = []
 
     class Told(Silent):
         def end(self, stage: str, cached: bool, note: str = "") -> None:
             said.append(f"{stage}: {note}")
 
-    sweep = {"space": {"tune.learning_rate": [1e38, 0.01]}, "sampler": "grid", "pruner": "none"}
+    sweep = {"space": {"tune.learning_rate": [1e38, 0.01]}, "sampler": "random", "pruner": "none", "trials": 3}
     values = values_of(rows, tiny_path, sweep, clip_norm=0)
     result = luthier.sweep(parse_recipe(values), tmp_path / "out", listener=Told())
-    assert result["counts"] == {"complete": 1, "pruned": 0, "failed": 1, "running": 0}
-    failed = result["trials"][0]
-    assert failed["state"] == "failed" and "tune.learning_rate" in failed["error"] and failed["value"] is None
-    assert said[0].startswith("trial 0: failed: ") and said[1].endswith(", the best so far")
-    assert "Lower" in (tmp_path / "out" / "sweep.html").read_text()
+    assert result["trials"][0]["values"] == {"tune.learning_rate": 0.01}
+    assert result["baseline"] == {"number": 0, "value": result["trials"][0]["value"]}
+    failed = [trial for trial in result["trials"] if trial["state"] == "failed"]
+    assert failed and result["counts"]["complete"] == 3 - len(failed)
+    for trial in failed:
+        assert "Lower tune.learning_rate" in trial["error"] and trial["value"] is None
+        assert said[trial["number"]].startswith(f"trial {trial['number']}: failed: ")
+    assert said[0].startswith("trial 0: validation loss ") and said[0].endswith(", the best so far")
+    assert "Lower tune.learning_rate" in (tmp_path / "out" / "sweep.html").read_text()
 
 
 def test_values_that_do_not_go_together_fail_alone(rows, tiny_path, tmp_path):
-    """Each value suits the recipe, one pair of them does not: the plateau has to look at validation rows."""
-    space = {"tune.metric": ["loss", "accuracy"], "tune.stop": [None, {"patience": 1}]}
-    values = values_of(rows, tiny_path, {"space": space, "sampler": "grid", "pruner": "none"}, stop={"patience": 2})
-    recipe = parse_recipe(values)
-    result = luthier.sweep(recipe, tmp_path / "out")
-    failed = [trial for trial in result["trials"] if trial["state"] == "failed"]
-    assert [trial["values"] for trial in failed] == [{"tune.metric": "accuracy", "tune.stop": None}]
-    assert "tune.metric" in failed[0]["error"]
-    assert result["counts"]["complete"] == 3
+    """Each value suits the recipe; a pair of them does not, as the recipe's own rules say."""
+    space = {"tune.clip_norm": [1.0, 0.0], "tune.memory.optimizer_in_backward": [True, False]}
+    sweep = {"space": space, "sampler": "grid", "pruner": "none", "trials": 2}
+    result = luthier.sweep(parse_recipe(values_of(rows, tiny_path, sweep, clip_norm=0.0)), tmp_path / "out")
+    failed, done = result["trials"]
+    assert failed["state"] == "failed" and failed["values"] == {
+        "tune.clip_norm": 1.0, "tune.memory.optimizer_in_backward": True
+    }  # fmt: skip
+    assert "clip_norm" in failed["error"] and done["state"] == "complete"
 
 
 def test_a_recipe_of_which_every_trial_fails_stops(rows, tiny_path, tmp_path):
     sweep = {"space": {"tune.learning_rate": {"low": 1e37, "high": 1e38}}, "pruner": "none"}
     values = values_of(rows, tiny_path, sweep, clip_norm=0)
-    with pytest.raises(RunError, match="the first 3 trials all failed, the last one with: .*Mend the recipe") as caught:
+    with pytest.raises(
+        RunError, match="the first 3 trials all failed, the last one with: validation loss nan"
+    ) as caught:
         luthier.sweep(parse_recipe(values), tmp_path / "out")
-    assert "sweep.html" in str(caught.value)
+    assert "Mend the recipe" in str(caught.value) and "sweep.html" in str(caught.value)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["counts"]["failed"] == 3
 
 
@@ -236,7 +243,7 @@ def test_stages_before_the_searched_one_are_trained_once(tiny_path, tmp_path):
     write_lines(tmp_path / "talks.jsonl", [talk_row(n) for n in range(24)])
     pairs = [{"prompt": f"Text goal {n}", "chosen": "Sports", "rejected": "Politics"} for n in range(24)]
     write_lines(tmp_path / "pairs.jsonl", pairs)
-    tune = {"batch_size": 8, "epochs": 1, "micro_batch_tokens": 4096, "adapter": {"rank": 2, "alpha": 4}}
+    tune = {"batch_size": 8, "epochs": 1, "memory": {"predict": False}, "adapter": {"rank": 2, "alpha": 4}}
     recipe = parse_stages(
         {
             "name": "chain", "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 200},
@@ -283,7 +290,7 @@ def start(recipe: dict, out: Path) -> subprocess.Popen:
     return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_stopped_sweep_goes_on_in_the_trial_it_was_at(grid, rows, tiny_path, tmp_path):
+def test_a_stopped_sweep_goes_on_in_the_trial_it_was_at(grid, tmp_path):
     _, whole, recipe = grid
     stopped_at = []
 
@@ -292,57 +299,65 @@ def test_a_stopped_sweep_goes_on_in_the_trial_it_was_at(grid, rows, tiny_path, t
             self.stage = stage
 
         def update(self, done: int, total: int, note: str = "") -> None:
-            if (self.stage, done) == ("trial 2", 2) and not stopped_at:
+            if (self.stage, done) == ("trial 1", 1) and not stopped_at:
                 stopped_at.append(note)
                 signal.raise_signal(signal.SIGTERM)
 
     out = tmp_path / "out"
-    with pytest.raises(Stopped, match="training is saved after step 2 of 3"):
-        luthier.sweep(recipe, out, listener=Stopping())
-    assert (out / "trials" / "0002" / "training" / "checkpoints" / "step-000002").is_dir()
-    result = luthier.sweep(recipe, out)
-    assert by_number(result, "curve") == by_number(whole, "curve")
-    assert result["counts"] == whole["counts"] and len(result["trials"]) == 4
+    with pytest.raises(Stopped, match="training is saved after step 1 of 2"):
+        luthier.sweep(recipe, out, listener=Stopping(), trials=2)
+    assert (out / "trials" / "0001" / "training" / "checkpoints" / "step-000001").is_dir()
+    result = luthier.sweep(recipe, out, trials=2)
+    assert by_number(result, "curve") == first_two(whole)
+    assert result["counts"] == {"complete": 2, "pruned": 0, "failed": 0, "running": 0}
+
+
+def wait_for(pattern: str, out: Path, process: subprocess.Popen) -> None:
+    """Until the process has made such a file."""
+    deadline = time.monotonic() + 300
+    while not list(out.glob(pattern)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
 
 
 def test_killed_with_its_trial_half_done(grid, rows, tiny_path, tmp_path):
-    """SIGKILL in a trial: the next process takes the trial up where it was, and all figures are those of the grid."""
+    """SIGKILL in a trial: the next process takes the trial up where it was, and its figures are those of the grid."""
     _, whole, _ = grid
-    values = values_of(rows, tiny_path, {"space": GRID, "sampler": "grid", "pruner": "none"})
+    sweep = {"space": GRID, "sampler": "grid", "pruner": "none", "trials": 2}
+    values = values_of(rows, tiny_path, sweep, checkpoints={"every": 1})
     out = tmp_path / "out"
-    process = start({**values, "tune": {**values["tune"], "checkpoints": {"every": 1}}}, out)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("trials/0001/training/checkpoints/step-*")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.002)
+    process = start(values, out)
+    wait_for("trials/0001/training/checkpoints/step-*", out, process)
     process.kill()
     process.communicate()
-    recipe = parse_recipe({**values, "tune": {**values["tune"], "checkpoints": {"every": 1}}})
-    result = luthier.sweep(recipe, out)
-    assert by_number(result, "curve") == by_number(whole, "curve")
-    attempts = optuna.load_study(study_name="tiny", storage=f"sqlite:///{out / 'study.db'}").get_trials()
-    assert [trial.user_attrs["attempts"] for trial in attempts] in ([1, 2, 1, 1], [1, 1, 1, 1])
+    result = luthier.sweep(parse_recipe(values), out)
+    assert by_number(result, "curve") == first_two(whole)
+    assert [trial["attempts"] for trial in result["trials"]] == [1, 2]
 
 
 def test_two_processes_share_the_trials(grid, rows, tiny_path, tmp_path):
-    _, whole, _ = grid
+    _, whole, recipe = grid
     values = values_of(rows, tiny_path, {"space": GRID, "sampler": "grid", "pruner": "none"})
     out = tmp_path / "out"
-    processes = [start(values, out), start(values, out)]
-    told = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    process = start(values, out)
+    wait_for("trials/0000/recipe.yaml", out, process)
+    luthier.sweep(recipe, out)
+    told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
     result = json.loads((out / "sweep.json").read_text())
     assert by_number(result, "curve") == by_number(whole, "curve")
     assert len({trial["worker"] for trial in result["trials"]}) == 2, "each has done some"
+    assert set(by_number(result, "attempts").values()) == {1}, "none has taken the other's"
 
 
 # --- the study itself -------------------------------------------------------------------------------------------
 
 
-def book_of(out: Path, **sweep):
+def book_of(out: Path, storage: str = "", **sweep):
     recipe = parse_recipe({"task": {"labels": ["a", "b"]}, "data": {"train": "x.jsonl"}, "sweep": sweep})
     out.mkdir(exist_ok=True)
-    return studies.open_book(f"sqlite:///{out / 'study.db'}", "s", recipe, resolved_sweep(recipe), out, "key", False)
+    where = storage or f"sqlite:///{out / 'study.db'}"
+    return studies.open_book(where, "s", recipe, resolved_sweep(recipe), out, "key", False)
 
 
 def told(book, count: int) -> list[dict]:
@@ -361,11 +376,11 @@ RATE = {"tune.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "tune.ep
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_nothing_but_the_seed_decides(sampler, tmp_path):
     """However the trials are cut into processes."""
-    sweep = {"space": RATE, "sampler": sampler, "trials": 9, "startup_trials": 3, "pruner": "median"}
-    whole = told(book_of(tmp_path / "whole", **sweep), 9)
-    parts = [values for _ in range(3) for values in told(book_of(tmp_path / "parts", **sweep), 3)]
+    sweep = {"space": RATE, "sampler": sampler, "trials": 8, "startup_trials": 3, "pruner": "median"}
+    whole = told(book_of(tmp_path / "whole", **sweep), 8)
+    parts = [values for _ in range(2) for values in told(book_of(tmp_path / "parts", **sweep), 4)]
     assert parts == whole and whole[0] == {"tune.learning_rate": 5e-4, "tune.epochs": 2.0}
-    assert len({values["tune.learning_rate"] for values in whole}) == 9
+    assert len({values["tune.learning_rate"] for values in whole}) == 8
     assert {values["tune.epochs"] for values in whole} <= {1.0, 2.0, 3.0}
     rates = [values["tune.learning_rate"] for values in whole[1:]]
     assert min(rates) < 1e-4 and all(1e-5 <= rate <= 1e-2 for rate in rates)
@@ -377,7 +392,7 @@ def test_tpe_looks_where_good_trials_were(tmp_path):
 
     def away(sampler: str) -> float:
         sweep = {"space": RATE, "sampler": sampler, "trials": 24, "pruner": "median"}
-        found = told(book_of(tmp_path / sampler, **sweep), 24)[12:]
+        found = told(book_of(tmp_path / sampler, "sqlite:///:memory:", **sweep), 24)[12:]
         return sum(abs(math.log10(values["tune.learning_rate"] / 3e-4)) for values in found) / len(found)
 
     assert away("tpe") < 0.7 * away("random")
@@ -423,7 +438,7 @@ def test_a_lock_is_held_by_one(tmp_path):
 
 
 def test_importance_finds_the_key_that_matters(tmp_path):
-    book = book_of(tmp_path, space=RATE, sampler="random", trials=20, pruner="none")
+    book = book_of(tmp_path, "sqlite:///:memory:", space=RATE, sampler="random", trials=20, pruner="none")
     assert book.importances(0)[0] is None
     told(book, 20)
     shares, note = book.importances(0)

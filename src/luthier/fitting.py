@@ -15,12 +15,14 @@ from luthier.methods import make_method
 from luthier.methods.base import MAIN, Example
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
-from luthier.recipe import Recipe, Tune
+from luthier.recipe import Probe, Recipe, Tune
 from luthier.runtime import peak_memory_bytes, reset_peak_memory
+from luthier.training.cached import cached
 from luthier.training.checkpoint import History, Progress
 from luthier.training.curves import reading
 from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
 from luthier.training.loop import train
+from luthier.training.probe import ProbeLearner
 
 REFIT = "refit"
 
@@ -85,6 +87,7 @@ class Fitting:
     ) -> tuple[Learner, History]:
         """A fresh adapter, trained; after a `first` training, for the share of the schedule that this one advises."""
         recipe, learner = self.recipe, self.fresh(examples)
+        learner.prepare(validation, recipe.tune.pass_tokens)
         before = 0 if first is None else first.num_steps
 
         def report(progress: Progress) -> None:
@@ -110,10 +113,19 @@ class Fitting:
     def fresh(self, examples: list[Example]) -> Learner:
         """The learner before its first step."""
         recipe = self.recipe
-        heads = {MAIN: label_head(self.model, self.prompt)} if recipe.tune.method == "head" else {}
-        learner = new_learner(self.model, recipe.tune.adapter, recipe.seed, recipe.attention, heads)
+        learner = self.fresh_learner()
+        learner.prepare(examples, recipe.tune.pass_tokens)
         calibrate_head(learner, examples, recipe.ask.batch_tokens)
         return learner
+
+    def fresh_learner(self) -> Learner:
+        """The learner at step 0; what it keeps of rows lies beside the checkpoints, for both trainings."""
+        recipe, tune = self.recipe, self.recipe.tune
+        heads = {MAIN: label_head(self.model, self.prompt)} if tune.method == "head" else {}
+        if isinstance(tune.adapter, Probe):
+            return ProbeLearner(self.model, heads, recipe.attention, self.folder / "features", tune.cache_gigabytes)
+        learner = new_learner(self.model, tune.adapter, recipe.seed, recipe.attention, heads)
+        return cached(learner, tune, self.folder / "states", self.model.precision)
 
     def num_steps(self) -> int:
         """Steps of both trainings, for the time left."""

@@ -242,7 +242,8 @@ class Pipeline:
         self.listener.begin("tuned")
         value, cached = self.folder.stage("tuned", {**self.training_inputs, "arm": "tuned"}, self.answer_tuned)
         self.listener.end("tuned", cached, self.accuracy_note(value))
-        assert (self.folder.adapter / "adapter_model.safetensors").is_file(), "the stage writes the adapter"
+        left = ("adapter_model.safetensors", "head.safetensors")  # a linear probe has a head only
+        assert any((self.folder.adapter / name).is_file() for name in left), "the stage writes the adapter"
         return value
 
     def answer_tuned(self) -> dict[str, Any]:
@@ -257,7 +258,8 @@ class Pipeline:
         value = store(arm.run(self.rows, self.tuned_prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
         with new_folder(self.folder.adapter) as aside:
             self.learner.save(aside)
-            name_base_model(aside, public_name(self.recipe.model))
+            if self.learner.has_adapter:
+                name_base_model(aside, public_name(self.recipe.model))
             write_json(
                 aside / "prompt.json",
                 describe_prompt(self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature),

@@ -85,7 +85,8 @@ def find_rate(
     found = advice(points)
     value = result_values(subject, points, found, folder)
     write_json(folder / JSON, value)
-    write_text(folder / PLOT, plot(subject.name, points, found)) if len(points) > 1 else None
+    if len(points) > 1:
+        write_text(folder / PLOT, plot(subject.name, points, found))
     listener.end("lr-find", False, found.sentence)
     return value
 
@@ -93,12 +94,12 @@ def find_rate(
 def rate_problems(rates: tuple[float, float], steps: int) -> list[str]:
     """Why no curve could come of this."""
     low, high = rates
-    problems = (
-        [] if 0 < low < high else [f"rates: the lowest ({low:g}) must be above 0 and below the highest ({high:g})."]
-    )
-    return problems + (
-        [] if steps >= FEWEST else [f"steps: {steps} are too few to read a curve; give {FEWEST} or more."]
-    )
+    problems = []
+    if not 0 < low < high:
+        problems.append(f"rates: the lowest ({low:g}) must be above 0 and below the highest ({high:g}).")
+    if steps < FEWEST:
+        problems.append(f"steps: {steps} are too few to read a curve; give {FEWEST} or more.")
+    return problems
 
 
 @contextmanager
@@ -123,9 +124,7 @@ def workplace(folder: Path) -> Iterator[Path]:
 def of_run(recipe: Recipe, stage: str, work: Path, finished: Path, listener: Listener) -> Subject:
     """The tuned arm of `luthier run`."""
     if stage:
-        raise RecipeError(
-            "lr-find", [f'stage: "{stage}" was asked for, and {recipe.name} has no stages. Leave it out.']
-        )
+        raise RecipeError("lr-find", [f'stage: {recipe.name} has no stages, and so no "{stage}". Leave it out.'])
     pipeline = Pipeline(recipe, work / "run", listener)
     if (finished / "corpus").is_dir():  # prepared already
         pipeline.__dict__["rows_data"] = Pipeline(recipe, finished, listener).rows_data
@@ -197,11 +196,7 @@ def plot(name: str, points: Sequence[Point], found: Advice) -> str:
     """The SVG of a curve with the rates that are pointed at."""
     marks = [
         Mark(rate, f"{words} {rate:.2g}")
-        for words, rate in (
-            ("a tenth of the lowest", found.tenth),
-            ("steepest", found.steepest),
-            ("lowest", found.lowest),
-        )
+        for words, rate in (("lowest / 10", found.tenth), ("steepest", found.steepest), ("lowest", found.lowest))
         if rate is not None and points[0].rate <= rate <= points[-1].rate
     ]
     columns = ([getattr(point, key) for point in points] for key in ("rate", "loss", "smoothed"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from luthier.errors import ModelError
+
+# PEFT loads bitsandbytes where it is installed, and that complains of a kernel which nobody here asked for.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

@@ -15,31 +15,33 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from luthier.adapters.qlora import PackedLinear
 from luthier.runtime import products
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read one tensor
 
-Settings = tuple[str, tuple[float, ...]]  # precision of the frozen products, then each layer's scale
+# precision of the frozen products; each layer's scale; each layer that unpacks its weights where they are needed
+Settings = tuple[str, tuple[float, ...], tuple[PackedLinear | None, ...]]
 
 
 class LoraLinears(torch.autograd.Function):
     """y_i = x W_i^T + b_i + s_i (x A_i^T) B_i^T for layers i of one input (Hu et al. 2021, equation 3).
 
-    W and b are frozen. x [N, I], W_i [O_i, I], b_i [O_i] or None, A_i [R_i, I], B_i [O_i, R_i] -> y_i [N, O_i].
+    W and b are frozen; W is None where a layer unpacks it, forward and backward anew. x [N, I], W_i [O_i, I], b_i [O_i] or None, A_i [R_i, I], B_i [O_i, R_i] -> y_i [N, O_i].
     """
 
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, settings: Settings, *weights: Any) -> tuple[Tensor, ...]:
         """The frozen products with the updates added in place. weights: W_i, b_i, A_i, B_i of each layer in turn."""
         frozen, biases, a_s, b_s = weights[0::4], weights[1::4], weights[2::4], weights[3::4]
-        precision, scales = settings
+        precision, scales, packed = settings
         a_RI = joined(a_s)
         low_NR = x_NI @ a_RI.T
         outs = []
         start = 0
-        for weight_OI, bias_O, b_OR, scale in zip(frozen, biases, b_s, scales, strict=True):
+        for weight_OI, layer, bias_O, b_OR, scale in zip(frozen, packed, biases, b_s, scales, strict=True):
             with products(precision):
-                y_NO = nn.functional.linear(x_NI, weight_OI, bias_O)
+                y_NO = nn.functional.linear(x_NI, unpacked(weight_OI, layer), bias_O)
             end = start + b_OR.shape[1]
             outs.append(y_NO.addmm_(low_NR[:, start:end], b_OR.T, alpha=scale))
             start = end
@@ -52,20 +54,21 @@ class LoraLinears(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """With l_i = s_i g_i B_i: dx = sum_i (g_i W_i + l_i A_i);  dA_i = l_i^T x;  dB_i = s_i g_i^T (x A_i^T)."""
         x_NI, low_NR, a_RI, *rest = ctx.saved_tensors
-        precision, scales = ctx.settings
+        precision, scales, packed = ctx.settings
         frozen, b_s = rest[: len(scales)], rest[len(scales) :]
         grad_x_NI = None
         grad_lows, grad_bs = [], []
         start = 0
-        for grad_NO, weight_OI, b_OR, scale in zip(grads, frozen, b_s, scales, strict=True):
+        for grad_NO, weight_OI, layer, b_OR, scale in zip(grads, frozen, packed, b_s, scales, strict=True):
             end = start + b_OR.shape[1]
             if grad_NO is None:
-                grad_NO = x_NI.new_zeros(len(x_NI), len(weight_OI))
+                grad_NO = x_NI.new_zeros(len(x_NI), len(b_OR))
             grad_lows.append((grad_NO @ b_OR).mul_(scale))
             grad_bs.append((low_NR[:, start:end].T @ grad_NO).mul_(scale).T)  # nearly twice as fast as g^T low
             if ctx.needs_input_grad[0]:
+                full_OI = unpacked(weight_OI, layer)
                 with products(precision):
-                    grad_x_NI = grad_NO @ weight_OI if grad_x_NI is None else grad_x_NI.addmm_(grad_NO, weight_OI)
+                    grad_x_NI = grad_NO @ full_OI if grad_x_NI is None else grad_x_NI.addmm_(grad_NO, full_OI)
             start = end
         grad_low_NR = joined(grad_lows, dim=1)
         if grad_x_NI is not None:
@@ -73,6 +76,14 @@ class LoraLinears(torch.autograd.Function):
         grad_as = (grad_low_NR.T @ x_NI).split([b_OR.shape[1] for b_OR in b_s])
         of_layers = [grad for a, b in zip(grad_as, grad_bs, strict=True) for grad in (None, None, a, b)]
         return grad_x_NI, None, *of_layers
+
+
+def unpacked(weight_OI: Tensor | None, layer: PackedLinear | None) -> Tensor:
+    """A layer's frozen weights."""
+    if layer is not None:
+        return layer.weight
+    assert weight_OI is not None
+    return weight_OI
 
 
 def joined(pieces: Any, dim: int = 0) -> Tensor:
@@ -118,22 +129,27 @@ class Member:
 def run(layers: list[Any], x: Tensor, precision: str) -> list[Tensor]:
     """The outputs [..., O_i] of fused LoRA layers for one input [..., I]."""
     weights: list[Tensor | None] = []
-    scales = []
+    scales: list[float] = []
+    packed: list[PackedLinear | None] = []
     for layer in layers:
         name = layer.active_adapters[0]
         base = layer.base_layer
-        weights += [base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight]
+        packed.append(base if isinstance(base, PackedLinear) else None)
+        frozen = base.weight if packed[-1] is None else None
+        weights += [frozen, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight]
         scales.append(float(layer.scaling[name]))
-    outs = LoraLinears.apply(x.reshape(-1, x.shape[-1]), (precision, tuple(scales)), *weights)
+    outs = LoraLinears.apply(x.reshape(-1, x.shape[-1]), (precision, tuple(scales), tuple(packed)), *weights)
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
 def fuse(wrapper: nn.Module, precision: str) -> int:
     """Give every plain LoRA layer of `wrapper` the fused forward; returns how many there are.
 
-    Layers it does not fit (dropout, DoRA and other variants, transposed or quantised weights, a trained base) keep
-    PEFT's own.
+    Layers it does not fit (dropout, DoRA and other variants, transposed weights, a trained base) keep PEFT's own.
     """
+    for module in wrapper.modules():
+        if isinstance(module, PackedLinear):
+            module.precision = precision
     groups = []
     taken: set[int] = set()
     for module in wrapper.modules():
@@ -153,7 +169,8 @@ def fuse(wrapper: nn.Module, precision: str) -> int:
 
 def fits(module: Any) -> bool:
     """Whether a module is a LoRA layer of the plain kind."""
-    if type(module) is not PeftLinear or type(module.base_layer) is not nn.Linear or len(module.active_adapters) != 1:
+    kinds = (nn.Linear, PackedLinear)
+    if type(module) is not PeftLinear or type(module.base_layer) not in kinds or len(module.active_adapters) != 1:
         return False
     name = module.active_adapters[0]
     return bool(

@@ -6,7 +6,7 @@ PEFT has no such kinds, so it refuses what is saved here by its `peft_type`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,12 @@ from luthier.files import write_json
 from luthier.recipe.adapters import AdapterKeys
 from luthier.recipe.base import explain
 
-ACTIVATIONS = {"relu": nn.functional.relu, "gelu": nn.functional.gelu, "silu": nn.functional.silu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "tanh": torch.tanh,
+}
 
 
 class Placed(Plain):
@@ -36,7 +41,8 @@ class Placed(Plain):
 
     def adapters(self) -> dict[str, nn.Module]:
         """The adapters by their place."""
-        return {place: adapter_at(self.base_model.model, place) for place in self.places}
+        model: Any = self.base_model.model
+        return {place: adapter_at(model, place) for place in self.places}
 
     def state(self) -> dict[str, Tensor]:
         """The parameters of all adapters, as they are saved."""

@@ -13,15 +13,17 @@ from luthier.adapters.bottleneck import BottleneckKind
 from luthier.adapters.full import FullKind
 from luthier.adapters.ia3 import Ia3Kind
 from luthier.adapters.lora import LoraKind
+from luthier.adapters.qlora import QUANTIZED, QloraKind
 from luthier.adapters.sparse import SparseKind
 from luthier.adapters.virtual import PrefixKind, PromptKind
 from luthier.errors import ModelError
 from luthier.files import write_json
-from luthier.recipe.adapters import Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Sparse
+from luthier.recipe.adapters import Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora, Sparse
 from luthier.recipe.base import Kind
 
 KINDS: dict[type[Kind], AdapterKind] = {
     Lora: LoraKind(),
+    Qlora: QloraKind(),
     Full: FullKind(),
     Ia3: Ia3Kind(),
     Prompt: PromptKind(),
@@ -29,7 +31,7 @@ KINDS: dict[type[Kind], AdapterKind] = {
     Bottleneck: BottleneckKind(),
     Sparse: SparseKind(),
 }
-SAVED: dict[str, AdapterKind] = {kind.peft_type: kind for kind in KINDS.values()}
+SAVED: dict[str, AdapterKind] = {kind.peft_type: kind for section, kind in KINDS.items() if section is not Qlora}
 
 
 def add_adapter(model: nn.Module, settings: Kind, seed: int, base_folder: Path) -> nn.Module:
@@ -61,7 +63,7 @@ def saved_kind(folder: Path) -> AdapterKind:
         raise ModelError(
             f"{folder / CONFIG}: luthier does not know adapters of type {said}; it has {', '.join(SAVED)}."
         )
-    return SAVED[said]
+    return KINDS[Qlora] if (folder / QUANTIZED).is_file() else SAVED[said]
 
 
 def folded(model: nn.Module, folder: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.data import data_app
-from luthier.cli.options import Json, Overrides
 from luthier.cli.lr_find import lr_find_command
+from luthier.cli.options import Json, Overrides
 from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError
 from luthier.processes import is_first, rank

@@ -73,6 +73,11 @@ def memory_problems(training: Training, where: str) -> list[str]:
     """Rules of `tune.memory` that need more than one field; `where` is the section of the training."""
     memory, problems = training.memory, []
     automatic = training.micro_batch_tokens == "auto"
+    if memory.offload_activations and memory.checkpointing == "selective":
+        problems.append(
+            f"{where}.memory.checkpointing: selective leaves out what is cheap to make again, and offload_activations "
+            "takes them all away. Set checkpointing to off or all."
+        )
     if memory.optimizer_in_backward and training.clip_norm:
         problems.append(
             f"{where}.memory.optimizer_in_backward: updates are made before the norm of all gradients is known, so "

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from luthier.report.charts import Scale, drawing, edge_anchored, element, line, nice_ticks, polyline, text
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, FLOOR = 720.0, 340.0, 52.0, 14.0, 48.0, 44.0
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, FLOOR = 720.0, 360.0, 52.0, 14.0, 68.0, 44.0
+FIRST_LABEL, LABEL_STEP = 32.0, 14.0  # baselines of the marked rates' words, above the curves
 MOST_SHOWN = 1.15  # losses above the highest before the lowest, times this, stand at the edge
 STYLE = """
 svg { --paper: #fdfcfa; --ink: #1c1c1a; --muted: #5d5a54; --rule: #d9d5cb; --accent: #1d5c9e; --bar: #b9b2a4;
@@ -18,7 +19,7 @@ svg { --paper: #fdfcfa; --ink: #1c1c1a; --muted: #5d5a54; --rule: #d9d5cb; --acc
 }
 text { font: 400 12px/1 system-ui, sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; }
 .tick, .axis { fill: var(--muted); }
-.label { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
+.axis { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
 .grid { stroke: var(--rule); }
 .reference { stroke: var(--muted); stroke-width: 1.25; stroke-dasharray: 4 3; }
 .curve { fill: none; stroke-width: 1.5; stroke: var(--bar); stroke-linejoin: round; }
@@ -55,13 +56,16 @@ def rate_chart(
     for values, look in ((losses, "curve plain"), (smoothed, "curve marked")):
         points = [(math.log10(rate), held(value, ticks)) for rate, value in zip(rates, values, strict=True)]
         parts.append(polyline(points, across, up, look))
+    labels: list[str] = []
     for row, mark in enumerate(marks):
         x = across(math.log10(mark.rate))
-        parts.append(line(x, TOP - 20 + 14 * row, x, HEIGHT - FLOOR, "reference"))
-        parts.append(text(*edge_anchored(x, TOP - 24 + 14 * row, mark.words, WIDTH - RIGHT)))
+        y = FIRST_LABEL + LABEL_STEP * row
+        parts.append(line(x, y + 4, x, HEIGHT - FLOOR, "reference"))
+        labels.append(text(*edge_anchored(x, y, mark.words, WIDTH - RIGHT)))
+    parts += labels
     parts.append(text(LEFT, 14, "loss of a step (pale), and their mean", "axis"))
     alt = f"{title}. " + " ".join(f"{mark.words}." for mark in marks)
-    plain = drawing(WIDTH, HEIGHT, alt, parts)
+    plain = str(drawing(WIDTH, HEIGHT, alt, parts))
     return plain.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 

@@ -348,6 +348,7 @@ def trial_values(trials: Sequence[FrozenTrial], space: Mapping[str, Search], out
                 "curve": trial.user_attrs.get("curve", []),
                 "error": (error or GONE) if state == "failed" else None,
                 "worker": trial.user_attrs.get("worker"),
+                "attempts": trial.user_attrs.get("attempts", 1),
                 "folder": str(folder) if folder.is_dir() else None,
             }
         )

@@ -284,7 +284,8 @@ def load_checkpoint(
             parameter.copy_(tensors[f"weight.{name}"])
     restore_optimizer(optimizer, trained, tensors, notes["values"])
     set_random_state({name: tensor for name, tensor in tensors.items() if name.startswith("random")})
-    return history, {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
+    average = {name: tensor for name, tensor in tensors.items() if name.startswith("average.")}
+    return history, {name.removeprefix("average."): tensor.clone() for name, tensor in average.items()}
 
 
 def restore_optimizer(
@@ -303,7 +304,8 @@ def restore_optimizer(
         if isinstance(value, Tensor):
             group = groups[id(parameter)]
             counter = slot == "step" and not (group.get("fused") or group.get("capturable"))
-            value = value if counter else value.to(parameter.device)  # torch counts on the CPU unless it is fused
+            device = value.device if counter else parameter.device  # torch counts on the CPU unless it is fused
+            value = value.to(device, copy=True)  # else it stays a view of the file, which may go
         optimizer.state[parameter][slot] = value
 
 

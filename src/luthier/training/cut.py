@@ -125,7 +125,7 @@ def form_of(learner: Learner, layer: nn.Module) -> int:
     seen: list[int] = []
     watched = layer.register_forward_hook(lambda _, __, out: seen.append(0 if isinstance(out, Tensor) else len(out)))
     try:
-        learner.hidden(build_forest([Sequence((0,))], causal=learner.causal))
+        hidden_states(learner.lm, build_forest([Sequence((0,))], causal=learner.causal), learner.backend)
     finally:
         watched.remove()
     return seen[0]

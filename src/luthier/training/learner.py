@@ -72,6 +72,11 @@ class Learner(nn.Module):
     def prepare(self, examples: ManyOf[Example], max_tokens: int) -> None:
         """Told of all examples before the first step; most learners have nothing to prepare."""
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is more than the model as it is and its heads."""
+        return type(self.wrapper) is not Plain
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name, those that are held for now included."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad or name in self.held}
@@ -103,15 +108,17 @@ class Learner(nn.Module):
         return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads})."
 
     def save(self, folder: Path) -> None:
-        """The adapter in its own format, the heads as safetensors beside it."""
-        kind_of(self.wrapper).save(self.wrapper, folder)
+        """The adapter in its own format, where there is one, and the heads as safetensors beside it."""
+        if self.has_adapter:
+            kind_of(self.wrapper).save(self.wrapper, folder)
         if self.heads:
             state = {name: tensor.contiguous() for name, tensor in self.heads.state_dict().items()}
             save_file(state, str(folder / HEAD_FILE))
 
     def load(self, folder: Path) -> None:
         """Put back in place what `save` wrote."""
-        kind_of(self.wrapper).restore(self.wrapper, folder)
+        if self.has_adapter:
+            kind_of(self.wrapper).restore(self.wrapper, folder)
         if self.heads:
             self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
 
@@ -173,7 +180,8 @@ def calibrate_head(learner: Learner, examples: ManyOf[Example], max_tokens: int)
 
 def unloaded(learner: Learner) -> None:
     """Take the adapter out of the base model again, so that a fresh one can be put in."""
-    kind_of(learner.wrapper).remove(learner.wrapper)
+    if learner.has_adapter:
+        kind_of(learner.wrapper).remove(learner.wrapper)
 
 
 def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from luthier.errors import Diverged
 from luthier.methods.base import Example, Objective
@@ -113,8 +114,7 @@ def advice(points: Sequence[Point]) -> Advice:
     lowest = int(smoothed.argmin())
     if lowest < 2:
         return Advice("The loss never fell: no rate is suggested. Begin with a lower rate, or look at the rows.")
-    slopes = np.gradient(smoothed, np.log([point.rate for point in points]))
-    steep, low = points[int(slopes[: lowest + 1].argmin())].rate, points[lowest].rate
+    steep, low = points[steepest(smoothed[: lowest + 1])].rate, points[lowest].rate
     chosen, name = min((steep, "where it falls most steeply"), (low / 10, "a tenth of the rate at its lowest"))
     end = " The loss was still falling at the last rate: end with a higher one." if lowest == len(points) - 1 else ""
     return Advice(
@@ -125,6 +125,18 @@ def advice(points: Sequence[Point]) -> Advice:
         low / 10,
         two_digits(chosen),
     )
+
+
+def steepest(smoothed: NDArray[np.float64]) -> int:
+    """The place in a curve of evenly spaced points where a straight line through its neighbourhood falls fastest.
+
+    The first eighth is left out: few losses are in the mean there, and it jumps.
+    """
+    reach = max(1, len(smoothed) // 12)
+    offsets = np.arange(-reach, reach + 1)
+    first = min(max(reach, len(smoothed) // 8), len(smoothed) - 1 - reach)
+    slopes = [float(offsets @ smoothed[i - reach : i + reach + 1]) for i in range(first, len(smoothed) - reach)]
+    return first + int(np.argmin(slopes))
 
 
 def two_digits(value: float) -> float:

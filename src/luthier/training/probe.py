@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.adapters import Plain
@@ -24,7 +23,7 @@ from luthier.forest.tree import Forest
 from luthier.methods.base import Batch, Example, Outputs
 from luthier.models import LoadedModel
 from luthier.training.kept import GIGABYTE, RowStore, key_of, named_weights, weights_hash
-from luthier.training.learner import HEAD_FILE, Learner
+from luthier.training.learner import Learner
 from luthier.training.ranks import here
 
 
@@ -90,12 +89,3 @@ class ProbeLearner(Learner):
         """What the task's head says of the kept features."""
         rows_PD = self.features(batch.forest).to(self.device)
         return Outputs(logits_PL=self.heads[batch.task](rows_PD))
-
-    def save(self, folder: Path) -> None:
-        """The heads; there is no adapter."""
-        state = {name: tensor.contiguous() for name, tensor in self.heads.state_dict().items()}
-        save_file(state, str(folder / HEAD_FILE))
-
-    def load(self, folder: Path) -> None:
-        """Put back in place what `save` wrote."""
-        self.heads.load_state_dict(load_file(str(folder / HEAD_FILE)))
