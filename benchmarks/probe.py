@@ -215,7 +215,7 @@ def table(found: dict[str, Any]) -> str:
             line("accuracy on the training rows", "accuracy", 1, 4),
             line("peak memory, GB", "peak_memory_bytes", 1e9, 2),
             f"luthier is {found['speed_ratio']:.1f} times as fast over {settings['epochs']} epochs of {facts['rows']} "
-            f"rows of {facts['tokens_per_row']:.0f} tokens; losses differ by {found['max_loss_difference']:.1e} at most.",
+            f"rows of {facts['tokens_per_row']:.0f} tokens; losses differ by {found['max_loss_difference']:.1e}.",
         ]
     )
 

@@ -25,7 +25,7 @@ from luthier.recipe.stages import TrainRecipe
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Written by docs/generate.py from the code. Do not edit; run `python docs/generate.py`. -->"
-SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+SIMPLE = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "any value"}
 BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
 

@@ -2,9 +2,9 @@
 
 import json
 import math
-import random
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 import yaml
 
@@ -76,10 +76,10 @@ def test_the_lower_of_steepest_and_a_tenth_of_the_lowest():
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_at_the_beginning_is_no_slope(seed):
     """A curve that falls around 10^-3.4 and rises from 10^-1.7 on, with noise on every loss."""
-    draw, mean, points = random.Random(seed), 0.0, []
+    draw, mean, points = np.random.default_rng(seed), 0.0, []
     for count, rate in enumerate(rising_rates(1e-6, 1.0, 80), 1):
         x = math.log10(rate)
-        loss = 2.1 - 1.3 / (1 + math.exp(-2.2 * (x + 3.4))) + 3 * max(0.0, x + 1.7) ** 2 + draw.gauss(0, 0.12)
+        loss = 2.1 - 1.3 / (1 + math.exp(-2.2 * (x + 3.4))) + 3 * max(0.0, x + 1.7) ** 2 + draw.normal(0, 0.12)
         mean = 0.9 * mean + 0.1 * loss
         points.append(Point(rate, loss, mean / (1 - 0.9**count)))
     found = advice(points)

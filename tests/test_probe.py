@@ -11,6 +11,8 @@ from luthier.errors import TrainingError
 from luthier.methods.base import MAIN, Example
 from luthier.methods.heads import ClassifyHead
 from luthier.models import load_model
+from luthier.pipeline import run
+from luthier.predictor import load as load_run
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe.methods import Classify
 from luthier.recipe.training import Training
@@ -120,17 +122,16 @@ def test_a_run_with_a_probe_answers_after_it_was_saved(folder, tmp_path):
              for end in ("", " in a match", " by the senate")]  # fmt: skip
     rows.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
     test.write_text("text,label\na team won,S\nthe law,P\na goal in the match,S\nthe senate,P\none vote,P\na new goal,S\n")
-    recipe = parse_recipe(
-        {
-            "model": str(folder), "precision": "float32", "task": {"labels": ["S", "P"]}, "arms": ["majority", "tuned"],
-            "data": {"train": str(rows), "test": str(test), "validation_share": 0.25},
-            "tune": {"adapter": "none", "epochs": 20.0, "batch_size": 4, "head_learning_rate": 0.05},
-        }
-    )  # fmt: skip
-    result = Pipeline(recipe, tmp_path / "run").run()
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(
+        f"model: {folder}\nprecision: float32\ntask: {{labels: [S, P]}}\narms: [majority, tuned]\n"
+        f"data: {{train: {rows}, test: {test}, validation_share: 0.25}}\n"
+        "tune: {adapter: none, epochs: 20, batch_size: 4, head_learning_rate: 0.05}\n"
+    )
+    result = run(recipe, tmp_path / "run")
     left = tmp_path / "run" / "adapter"
     assert (left / "head.safetensors").is_file() and not (left / "adapter_model.safetensors").exists()
-    predictor = load_predictor(tmp_path / "run")
+    predictor = load_run(tmp_path / "run")
     assert result["arms"]["tuned"]["n"] == 6
     assert result["training"]["trainable_parameters"] == 32 * 2 + 2
     assert predictor.predict(["a team won"])

@@ -143,7 +143,8 @@ def of_stage(recipe: TrainRecipe, stage: str, work: Path, finished: Path, listen
     whole.__dict__["model"] = done.model
     refuse_unsuited(recipe, whole.model)
     refuse_other_teachers(recipe, whole.model.tokenizer, whole.teachers)
-    left, earlier = Left(recipe.model), ()
+    left = Left(recipe.model)
+    earlier: tuple[StageRun, ...] = ()
     for before in range(1, number):
         run = done.stage_run(before, left, earlier)
         refuse_untrained(run, finished)
@@ -199,5 +200,5 @@ def plot(name: str, points: Sequence[Point], found: Advice) -> str:
         for words, rate in (("lowest / 10", found.tenth), ("steepest", found.steepest), ("lowest", found.lowest))
         if rate is not None and points[0].rate <= rate <= points[-1].rate
     ]
-    columns = ([getattr(point, key) for point in points] for key in ("rate", "loss", "smoothed"))
-    return rate_chart(*columns, marks, f"Learning-rate range test of {name}")
+    rates, losses, smoothed = ([getattr(point, key) for point in points] for key in ("rate", "loss", "smoothed"))
+    return rate_chart(rates, losses, smoothed, marks, f"Learning-rate range test of {name}")

@@ -27,7 +27,8 @@ Settings = tuple[str, tuple[float, ...], tuple[PackedLinear | None, ...]]
 class LoraLinears(torch.autograd.Function):
     """y_i = x W_i^T + b_i + s_i (x A_i^T) B_i^T for layers i of one input (Hu et al. 2021, equation 3).
 
-    W and b are frozen; W is None where a layer unpacks it, forward and backward anew. x [N, I], W_i [O_i, I], b_i [O_i] or None, A_i [R_i, I], B_i [O_i, R_i] -> y_i [N, O_i].
+    W and b are frozen; W is None where a layer unpacks it, forward and backward anew. x [N, I], W_i [O_i, I], b_i [O_i]
+    or None, A_i [R_i, I], B_i [O_i, R_i] -> y_i [N, O_i].
     """
 
     @staticmethod

@@ -104,7 +104,7 @@ class Keeper:
 
     def versions(self) -> list[int]:
         """How often each trained tensor was changed."""
-        return [parameter._version for parameter in self.learner.trained().values()]
+        return [parameter._version for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @contextmanager
     def rescue(self) -> Iterator[None]:

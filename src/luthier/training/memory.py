@@ -76,7 +76,7 @@ class Room:
             self.values = before
         elif self.can_predict():
             self.predict(rows)
-        self.values["settings"] = settings
+        self.note(settings=settings)
         if self.automatic:
             self.cut(int(self.values.get("micro_batch_tokens", self.training.pass_tokens)))
         meter_for(self.learner.device).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,7 +47,6 @@ class ProcessMeter:
 
     def held_bytes(self) -> int:
         """Resident memory without what the allocator keeps for later."""
-        gc.collect()
         release_free_memory()
         return resident_bytes()
 
@@ -67,7 +65,6 @@ class GpuMeter:
 
     def held_bytes(self) -> int:
         """What is handed out now."""
-        gc.collect()
         return torch.cuda.memory_allocated()
 
 

@@ -44,9 +44,19 @@ class ProbeLearner(Learner):
                 "regress and their like, or choose lora."
             )
         backend, _ = choose_backend(model.model, attention)
-        super().__init__(Plain(model.model), heads, backend)
+        super().__init__(Plain(model.model.eval()), heads, backend)
         identity = weights_hash(named_weights(model.model), "features", model.precision, backend)
         self.kept = RowStore(folder, identity, int(most_gigabytes * GIGABYTE))
+
+    def train(self, mode: bool = True) -> ProbeLearner:
+        """The heads' mode; the model is read, never trained, and a step that takes milliseconds does not walk through it."""
+        self.training = mode
+        self.heads.train(mode)
+        return self
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters of the heads, by name."""
+        return {f"heads.{name}": p for name, p in self.heads.named_parameters() if p.requires_grad}
 
     def prepare(self, examples: ManyOf[Example], max_tokens: int) -> None:
         """Compute the features that are not there yet, and keep them on disk."""
@@ -66,7 +76,6 @@ class ProbeLearner(Learner):
     @torch.no_grad()
     def read(self, forest: Forest) -> None:
         """The features of a forest's sequences."""
-        self.eval()
         read_PD = readout(forest, hidden_states(self.lm, forest, self.backend)).float()
         starts = np.cumsum([0, *(len(s.reads) for s in forest.sequences)])
         self.kept.add(

@@ -40,7 +40,7 @@ def write_state(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def read_state(folder: Path, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """A checkpoint's tensors, cut as the parameters they are of. Random states are this rank's own, where it has one."""
+    """A checkpoint's tensors, cut as the parameters they are of. Random states are this rank's own, if it has one."""
     found: dict[str, Any] = {}
     for place in (folder, folder / SHARDS):
         if not place.is_dir():
