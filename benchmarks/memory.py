@@ -27,6 +27,8 @@ import clm_vs_trl
 import workload
 from luthier.methods.documents import DocumentClm
 from luthier.models import load_model
+from luthier.models.load import load_tokenizer
+from luthier.models.store import find_model
 from luthier.recipe.memory import Memory
 from luthier.recipe.methods import Clm
 from luthier.recipe.training import Training
@@ -85,7 +87,7 @@ def main() -> int:
     print(json.dumps(found) if arguments.json else table(found))
     if found["alike"]:
         return 0
-    print("The losses of the first step differ by more than rounding: the variants did not train alike.", file=sys.stderr)
+    print("The first losses differ by more than rounding: the variants did not train alike.", file=sys.stderr)
     return 1
 
 
@@ -197,7 +199,7 @@ def train_luthier(name: str, folder: Path, settings: clm_vs_trl.Settings) -> Non
 
 
 def train_trl(name: str, folder: Path, settings: clm_vs_trl.Settings) -> None:
-    """TRL's SFTTrainer at its own defaults but for the variant's changes, luthier's rate and no work beside training."""
+    """TRL's SFTTrainer at its own defaults but for the variant's changes, with no work beside training."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -218,10 +220,8 @@ def train_trl(name: str, folder: Path, settings: clm_vs_trl.Settings) -> None:
             ends.append(time.perf_counter())
             return loss
 
-    loaded = load_model(workload.MODEL, precision="float32")
-    model = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype="float32")
-    tokenizer = loaded.tokenizer
-    del loaded
+    base = find_model(workload.MODEL)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
     trainer = Recorder(
         model=PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True),
         args=SFTConfig(
@@ -241,7 +241,7 @@ def train_trl(name: str, folder: Path, settings: clm_vs_trl.Settings) -> None:
             **VARIANTS[name].changes,
         ),
         train_dataset=Dataset.from_list([{"input_ids": list(window)} for batch in batches for window in batch]),
-        processing_class=tokenizer,
+        processing_class=load_tokenizer(base),
     )
     trainer.train()
     finish(folder, name, losses, ends, computed)

@@ -1,6 +1,7 @@
 """Kinds of adapters beside PEFT itself and beside plain transformers: what is saved is theirs, and so are gradients."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ SEQUENCES = [
 ] + [Sequence((12, 13, 14), (1, 2), (1.0, 2.0))]  # fmt: skip
 FAMILIES = ["llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi3", "olmo2", "smollm3"]
 VIRTUAL = [Prompt(tokens=3), Prefix(tokens=3)]
+
+
+def small(family: str, folder: Path) -> nn.Module:
+    """A tiny model in float32 that believes it came from a folder, as PEFT wants it."""
+    model = tiny_model(family, torch.float32)
+    model.name_or_path = str(folder)
+    return model
 
 
 def moved(model: nn.Module, by: float = 0.05) -> None:
@@ -69,15 +77,17 @@ def by_peft(wrapper: PeftModel) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learned_rows_are_those_of_peft(family, settings, tmp_path):
     """Saved by luthier, loaded by PEFT: the same log-probabilities and the same gradient, on every backend."""
-    model = tiny_model(family, torch.float32).requires_grad_(False)
+    model = small(family, tmp_path).requires_grad_(False)
     wrapper = add_adapter(model, settings, 3, tmp_path)
     moved(wrapper)
     wrapper.adapter_kind.save(wrapper, tmp_path)
-    theirs = PeftModel.from_pretrained(tiny_model(family, torch.float32), tmp_path, is_trainable=True)
+    theirs = PeftModel.from_pretrained(small(family, tmp_path), tmp_path)
     theirs.base_model.set_attn_implementation("eager")
+    (rows,) = theirs.prompt_encoder.parameters()
+    rows.requires_grad_(True)
     wanted = by_peft(theirs)
     total(wanted).backward()
-    (gradient,) = (p.grad for p in theirs.parameters() if p.requires_grad)
+    gradient = rows.grad
     for backend in ("grouped", "dense", "padded"):
         wrapper.zero_grad()
         found = in_forest(model, backend)
@@ -99,9 +109,10 @@ def test_texts_are_written_behind_learned_rows(settings, tiny_path, tmp_path):
     wanted = []
     for prompt in prompts:
         tokens = torch.tensor([prompt])
-        out = theirs.generate(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6, do_sample=False, eos_token_id=-1
-        )
+        with warnings.catch_warnings():  # of position ids that transformers hands on
+            warnings.simplefilter("ignore", UserWarning)
+            out = theirs.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6,
+                                  do_sample=False, eos_token_id=-1)  # fmt: skip
         wanted.append(out[0, -6:].tolist())
     for backend in ("grouped", "padded"):
         set_backend(model, backend)
@@ -131,7 +142,7 @@ def test_learned_rows_begin_as_a_text(tiny_path):
 
 
 def test_learned_rows_of_another_width_are_refused(tiny_path, tmp_path):
-    model = tiny_model("gpt2", torch.float32)
+    model = small("gpt2", tmp_path)
     wrapper = add_adapter(model, Prefix(tokens=2), 0, tmp_path)
     wrapper.adapter_kind.save(wrapper, tmp_path)
     with pytest.raises(
@@ -158,13 +169,13 @@ def test_learned_rows_of_another_width_are_refused(tiny_path, tmp_path):
 def test_what_is_saved_loads_in_peft_on_the_model_as_it_was(family, settings, tmp_path):
     if family == "gpt2" and getattr(settings, "init", "") == "olora":
         with pytest.raises(ModelError, match="olora does not know transposed weights"):
-            add_adapter(tiny_model(family, torch.float32), settings, 3, tmp_path)
+            add_adapter(small(family, tmp_path), settings, 3, tmp_path)
         return
-    model = tiny_model(family, torch.float32)
+    model = small(family, tmp_path)
     wrapper = add_adapter(model, settings, 3, tmp_path)
     moved(wrapper)
     wrapper.adapter_kind.save(wrapper, tmp_path)
-    theirs = PeftModel.from_pretrained(tiny_model(family, torch.float32), tmp_path).base_model.model
+    theirs = PeftModel.from_pretrained(small(family, tmp_path), tmp_path).base_model.model
     with torch.no_grad():
         torch.testing.assert_close(
             in_forest(wrapper.base_model.model, "grouped"), plain_logprobs(theirs, SEQUENCES), atol=5e-5, rtol=1e-4
@@ -181,7 +192,7 @@ def test_pissa_takes_the_largest_directions_out_of_the_weights(tiny_path, tmp_pa
     wrapper = add_adapter(load_model(str(tiny_path)).model, Lora(rank=3, alpha=6.0, init="pissa"), 0, tiny_path)
     layer = wrapper.base_model.model.model.layers[0].mlp.up_proj
     values = torch.linalg.svdvals(before)
-    torch.testing.assert_close(torch.linalg.svdvals(layer.base_layer.weight)[:4], values[3:7], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.linalg.svdvals(layer.base_layer.weight)[:4], values[3:7], rtol=1e-2, atol=0)
     update = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     torch.testing.assert_close(layer.base_layer.weight + update, before, rtol=1e-5, atol=1e-6)
 
@@ -235,21 +246,21 @@ def test_which_weights_learn(tiny_path):
         f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")
     }
     assert names_of(Full(pattern="mlp", last=1), tiny_path) == {name for name in top if "mlp" in name}
-    with pytest.raises(ModelError, match=r"'attention' is found in no name of a parameter that learns\. The model has"):
-        names_of(Full(pattern="attention"), tiny_path)
+    with pytest.raises(ModelError, match=r"'attn_' is found in no name of a parameter that learns\. The model has"):
+        names_of(Full(pattern="attn_"), tiny_path)
     with pytest.raises(ModelError, match=r"tune\.adapter\.last: 3 layers are asked for, and the model has 2\."):
         names_of(Full(last=3), tiny_path)
 
 
 def test_weights_of_another_model_are_refused(tiny_path, tmp_path):
-    wrapper = add_adapter(tiny_model("gpt2", torch.float32), Full(last=1), 0, tmp_path)
+    wrapper = add_adapter(small("gpt2", tmp_path), Full(last=1), 0, tmp_path)
     wrapper.adapter_kind.save(wrapper, tmp_path)
     with pytest.raises(ModelError, match=r"transformer\.h\.1\..* is not of this model \(which has none of that name\)"):
         load_adapter(load_model(str(tiny_path)).model, tmp_path)
 
 
 def test_factors_for_an_unknown_family_are_asked_for(tmp_path):
-    model = tiny_model("llama", torch.float32)
+    model = small("llama", tmp_path)
     model.config.model_type = "cohere"
     with pytest.raises(ModelError, match='it is not known which modules of the family "cohere" suit ia3'):
         add_adapter(model, Ia3(), 0, tmp_path)

@@ -80,8 +80,7 @@ def jobs(tiny_path, tmp_path_factory):
     """The process that forks."""
     found = Jobs(tiny_path, tmp_path_factory.mktemp("ranks"))
     yield found
-    found.server.stdin.close()
-    found.server.wait(timeout=20)
+    found.server.communicate(timeout=60)  # no more jobs: it ends
 
 
 def assert_same_training(found: dict, wanted: dict) -> None:
@@ -352,6 +351,13 @@ def test_an_environment_that_is_half_set_up(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(RunError, match="WORLD_SIZE=two, which is no number"):
         processes.num_processes()
+
+
+def test_commands_for_one_process_are_refused_in_several(luthier, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = luthier("sweep", "recipe.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: luthier sweep runs in one process; `run` and `train` share their work among several.")
 
 
 def test_a_process_that_dies_takes_nothing_with_it(jobs, tmp_path):

@@ -22,6 +22,7 @@ from luthier.training.checkpoint import History, Progress
 from luthier.training.curves import reading
 from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
 from luthier.training.loop import train
+from luthier.training.memory import read_memory
 from luthier.training.probe import ProbeLearner
 
 REFIT = "refit"
@@ -77,6 +78,7 @@ class Fitting:
             "sequence_tokens": sum(part.sequence_tokens for part in done),
             "padded_tokens": sum(part.padded_tokens for part in done),
             "peak_rss_bytes": peak_memory_bytes(),
+            "memory": read_memory(self.folder),
             "trainable_parameters": trained,
             "total_parameters": self.model.num_parameters,
             "curve": {"train": history.train, "validation": history.validation},

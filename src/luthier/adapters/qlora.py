@@ -22,7 +22,7 @@ from luthier.adapters.snapshot import Snapshot
 from luthier.errors import ModelError
 from luthier.files import write_json
 from luthier.recipe.adapters import Qlora
-from luthier.runtime import products
+from luthier.runtime import products, release_free_memory
 
 QUANTIZED = "quantized.json"  # beside a saved adapter: how the weights under it were kept
 BLOCK = 64  # weights that share a scale
@@ -144,6 +144,7 @@ def pack(model: nn.Module, double: bool) -> Snapshot:
         model.set_submodule(name, PackedLinear(layer, double).train(layer.training))
     for parameter in model.parameters():  # one left in the model's file would keep all of it in memory
         parameter.data = parameter.data.clone()
+    release_free_memory()
     return snapshot
 
 

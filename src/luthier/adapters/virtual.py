@@ -157,11 +157,8 @@ def first_tokens(model: nn.Module, settings: VirtualTokens, seed: int, base_fold
     Raises:
         ModelError: the model reads both sides, or the text has no tokens.
     """
+    refuse_encoder(model, settings.kind)
     config: Any = model.config
-    if is_encoder(config):
-        raise ModelError(
-            f'tune.adapter.kind: {settings.kind} needs a decoder, and "{config.model_type}" is an encoder. Use lora.'
-        )
     device = next(model.parameters()).device
     if not settings.text:
         chance = torch.Generator().manual_seed(seed)
@@ -171,6 +168,13 @@ def first_tokens(model: nn.Module, settings: VirtualTokens, seed: int, base_fold
     if not tokens:
         raise ModelError(f"tune.adapter.text: {settings.text!r} has no tokens. Give words, or leave it out.")
     return torch.tensor((tokens * settings.tokens)[: settings.tokens], device=device)
+
+
+def refuse_encoder(model: nn.Module, kind: str) -> None:
+    """ModelError for a model that reads both sides: it has no keys that come before."""
+    config: Any = model.config
+    if is_encoder(config):
+        raise ModelError(f'tune.adapter.kind: {kind} needs a decoder, and "{config.model_type}" is an encoder. Use lora.')
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from luthier.cli.data import data_app
 from luthier.cli.lr_find import lr_find_command
 from luthier.cli.options import Json, Overrides
 from luthier.cli.sweep import sweep_command
-from luthier.errors import LuthierError
-from luthier.processes import is_first, rank
+from luthier.errors import LuthierError, RunError
+from luthier.processes import is_first, num_processes, rank
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -283,6 +283,15 @@ def show_command(name: ModelName, as_json: Json = False) -> None:
         typer.echo(f"{key:16} {value}")
 
 
+def refuse_several(words: list[str]) -> None:
+    """RunError where torchrun has started several processes of a command that is for one."""
+    if num_processes() > 1 and words[:1] not in (["run"], ["train"]):
+        raise RunError(
+            f"luthier {' '.join(words[:1])} runs in one process; `run` and `train` share their work among several. "
+            "Start it without torchrun (and unset WORLD_SIZE)."
+        )
+
+
 def main() -> None:
     """Entry point. Exit codes: 1 an error that the user can mend (one message), 130 Ctrl-C, 143 SIGTERM."""
     from luthier.stopped import Stopped
@@ -295,6 +304,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
+        refuse_several(sys.argv[1:])
         app()
     except Stopped as stop:
         typer.echo(stop, err=True)

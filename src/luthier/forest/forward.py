@@ -73,13 +73,14 @@ def set_backend(model: nn.Module, backend: str) -> None:
     SDPA knows no soft cap, so a capped family runs eager there. Families of encoders with attention of their own kind
     (relative positions) keep it.
     """
-    if backend == "padded" and not getattr(model, "_supports_sdpa", True):
+    own_kind = not getattr(model, "_supports_sdpa", True)
+    if backend == "padded" and own_kind and model.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
         return
     register()
     switch = getattr(model, "set_attn_implementation", None)
     assert switch is not None, "a transformers model"
     capped = getattr(model.config, "attn_logit_softcapping", None)
-    plain = "eager" if capped else "sdpa"
+    plain = "eager" if capped or own_kind else "sdpa"
     switch(plain if backend == "padded" else IMPLEMENTATION)
 
 

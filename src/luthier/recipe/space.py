@@ -195,7 +195,7 @@ def range_problem(recipe: AnyRecipe, path: str, search: Search) -> str:
     value = value_at(recipe, path)
     if search.choices:
         names = [shown(choice) for choice in search.choices]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = [name for i, name in enumerate(names) if name in names[:i]]
         return f"the choice {twice[0]} stands twice." if twice else ""
     if isinstance(value, bool) or not (value is None or isinstance(value, int | float)):
         return f"is no number ({shown(value)}), so it has no range. Give choices."

@@ -72,8 +72,8 @@ ARM_FIELDS = (
 )  # fmt: skip
 TRAINING_FIELDS = (
     "method", "seconds", "steps", "best_step", "rows", "epochs", "trained_tokens", "computed_tokens",
-    "padded_tokens", "peak_rss_bytes", "trainable_parameters", "total_parameters", "cost", "adapter", "curve", "refit",
-    "planned_steps", "fit",
+    "padded_tokens", "peak_rss_bytes", "memory", "trainable_parameters", "total_parameters", "cost", "adapter", "curve",
+    "refit", "planned_steps", "fit",
 )  # fmt: skip
 LEDGER_FIELDS = ("reasons", "notes", "examples")
 SPLITS = ("train", "validation", "test")

@@ -38,8 +38,8 @@ def figure_values(
     return found
 
 
-def training_values(history: History, trainable_parameters: int) -> dict[str, Any]:
-    """What training took."""
+def training_values(history: History, trainable_parameters: int, memory: dict[str, Any]) -> dict[str, Any]:
+    """What training took. `memory`: what memory.json says of it."""
     return {
         "seconds": history.seconds,
         "validation_seconds": history.validation_seconds,
@@ -52,6 +52,7 @@ def training_values(history: History, trainable_parameters: int) -> dict[str, An
         "sequence_tokens": history.sequence_tokens,
         "padded_tokens": history.padded_tokens,
         "peak_rss_bytes": peak_memory_bytes(),
+        "memory": memory,
         "trainable_parameters": trainable_parameters,
         "curve": {"train": history.train, "validation": history.validation},
     }

@@ -38,6 +38,7 @@ from luthier.training.checkpoint import History, Progress
 from luthier.training.cached import refuse_varying
 from luthier.training.learner import ADAPTER_FILE
 from luthier.training.loop import train as train_loop
+from luthier.training.memory import read_memory
 
 if TYPE_CHECKING:
     from luthier.stages.run import Stages
@@ -295,7 +296,7 @@ class StageRun:
             "rows": {name: len(getattr(self.rows, name)) for name in parts},
             "examples": {name: len(examples) for name, examples in parts.items()},
             "ledger": ledger_values(self.rows.ledger),
-            "training": training_values(history, trained),
+            "training": training_values(history, trained, read_memory(self.folder / "training")),
             "shown": shown_rows(parts["train"], self.prompt.layout),
             "adapter": str(self.folder / "adapter"),
         }

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.errors import RecipeError
+from luthier.adapters.parts import last_layers
+from luthier.adapters.qlora import refuse_missing
+from luthier.adapters.virtual import refuse_encoder
+from luthier.errors import ModelError, RecipeError
 from luthier.forest.encoders import HEADS, PERMUTED
 from luthier.models import LoadedModel
+from luthier.recipe.adapters import Qlora
 from luthier.recipe.stages import TrainRecipe
 
 MASKED_FAMILIES = ", ".join(sorted(set(HEADS) - {PERMUTED}))
 
 
 def refuse_unsuited(recipe: TrainRecipe, model: LoadedModel) -> None:
-    """RecipeError that names every method the model cannot learn."""
+    """RecipeError that names every method the model cannot learn, and every adapter that it cannot have."""
     problems = []
     for number, stage in enumerate(recipe.stages):
         for name, task in stage.each.items():
             where = f"stages.{number}.tasks.{name}.method" if stage.tasks else f"stages.{number}.method"
             problems += [f"{where}: {problem}" for problem in method_problems(task.method, model)]
+        problems += [f"stages.{number}.{problem}" for problem in adapter_problems(stage.tune.adapter, model)]
     if problems:
         raise RecipeError(f"recipe {recipe.name}", problems)
+
+
+def adapter_problems(adapter: Any, model: LoadedModel) -> list[str]:
+    """What speaks against a kind of adapter on this model, or on this machine."""
+    try:
+        if isinstance(adapter, Qlora):
+            refuse_missing()
+        if getattr(adapter, "last", 0):
+            last_layers(model.model, adapter.last)
+        if adapter.virtual_tokens:
+            refuse_encoder(model.model, adapter.kind)
+    except ModelError as error:
+        return [str(error)]
+    return []
 
 
 def method_problems(method: Any, model: LoadedModel) -> list[str]:

@@ -67,7 +67,6 @@ def metric_of(recipe: AnyRecipe, sweep: Sweep, deciding: str, rows: int) -> Metr
 class Hearing(Protocol):
     """A trial that can be told of a figure at a rung, and asked whether it should end."""
 
-    number: int
     last_rung: int
 
     def report(self, rung: int, value: float) -> bool:

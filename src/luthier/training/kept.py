@@ -174,7 +174,7 @@ def weights_hash(tensors: Iterable[tuple[str, Tensor]], *also: str) -> str:
     digest = hashlib.sha256(" ".join(also).encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

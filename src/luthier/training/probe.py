@@ -49,7 +49,7 @@ class ProbeLearner(Learner):
         self.kept = RowStore(folder, identity, int(most_gigabytes * GIGABYTE))
 
     def train(self, mode: bool = True) -> ProbeLearner:
-        """The heads' mode; the model is read, never trained, and a step that takes milliseconds does not walk through it."""
+        """The heads' mode; the model stays as it is, and no step walks through its modules."""
         self.training = mode
         self.heads.train(mode)
         return self
