@@ -115,7 +115,7 @@ def test_gradients_agree_with_finite_differences():
     for tensor in (x, a, b):
         tensor.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, a, b: LoraLinears.apply(x, ("float32", (1.5,)), weight, None, a, b), (x, a, b)
+        lambda x, a, b: LoraLinears.apply(x, ("float32", (1.5,), (None,)), weight, None, a, b), (x, a, b)
     )
 
 

@@ -242,7 +242,13 @@ SHAPE = Shape(layers=3, hidden=10, attention=10, keys=5, mlp=20, gated=True, voc
 
 @pytest.mark.parametrize(
     ("way", "wanted"),
-    [("off", 3 * 130), ("selective", 3 * (130 - 40)), ("all", 3 * 10 + 130), (2, 2 * 10 + 130 + 130), (1, 3 * 10 + 130)],
+    [
+        ("off", 3 * 130),
+        ("selective", 3 * (130 - 40)),
+        ("all", 3 * 10 + 130),
+        (2, 2 * 10 + 130 + 130),
+        (1, 3 * 10 + 130),
+    ],
 )
 def test_kept_by_hand(way, wanted):
     """A layer: 4 x 10 + 2 x (10 + 5) + 3 x 20 = 130 numbers a token; norms and gate: 2 x 10 + 20 of them."""
@@ -325,7 +331,9 @@ def test_auto_fits_into_the_limit(tiny_path):
     tokens = fitting_tokens(setup.learner, prediction, tune, steps, whole, limit)
     assert needs(tokens) <= limit < needs(whole) and 16 < tokens < whole
     assert fitting_tokens(setup.learner, prediction, tune, steps, whole, needs(whole)) == whole
-    with pytest.raises(TrainingError, match=r"the longest row alone \(\d+ tokens\) takes about .* are allowed. Set tune"):
+    with pytest.raises(
+        TrainingError, match=r"the longest row alone \(\d+ tokens\) takes about .* are allowed. Set tune"
+    ):
         fitting_tokens(setup.learner, prediction, tune, steps, whole, 1400)
 
 
@@ -437,7 +445,9 @@ def test_a_stopped_training_is_cut_as_it_was(tiny_path, tmp_path):
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_activations"])
 def test_nothing_is_moved_from_a_cpu(key, tiny_path, tmp_path):
     setup = Setup(tiny_path, tune_of(memory=Memory(**{key: True})))
-    with pytest.raises(TrainingError, match=rf"tune.memory.{key}: the model is on the CPU, so there is no other memory"):
+    with pytest.raises(
+        TrainingError, match=rf"tune.memory.{key}: the model is on the CPU, so there is no other memory"
+    ):
         setup.train(tmp_path)
 
 
@@ -493,7 +503,11 @@ def test_bfloat16_where_there_is_none(monkeypatch):
 
 def test_what_a_container_leaves(tmp_path):
     """100 allowed, 70 used, 20 of them a cache of files that makes room: 50."""
-    for name, text in (("memory.max", "100\n"), ("memory.current", "70\n"), ("memory.stat", "anon 50\ninactive_file 20\n")):
+    for name, text in (
+        ("memory.max", "100\n"),
+        ("memory.current", "70\n"),
+        ("memory.stat", "anon 50\ninactive_file 20\n"),
+    ):
         (tmp_path / name).write_text(text)
     assert container_bytes(tmp_path) == 50
     (tmp_path / "memory.max").write_text("max\n")

@@ -121,7 +121,9 @@ def test_a_run_with_a_probe_answers_after_it_was_saved(folder, tmp_path):
     texts = [(f"{text}{end}", label) for label, texts in (("S", SPORTS), ("P", POLITICS)) for text in texts
              for end in ("", " in a match", " by the senate")]  # fmt: skip
     rows.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts))
-    test.write_text("text,label\na team won,S\nthe law,P\na goal in the match,S\nthe senate,P\none vote,P\na new goal,S\n")
+    test.write_text(
+        "text,label\na team won,S\nthe law,P\na goal in the match,S\nthe senate,P\none vote,P\na new goal,S\n"
+    )
     recipe = tmp_path / "run.yaml"
     recipe.write_text(
         f"model: {folder}\nprecision: float32\ntask: {{labels: [S, P]}}\narms: [majority, tuned]\n"

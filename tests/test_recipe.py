@@ -236,7 +236,7 @@ def test_a_stage_is_checked_as_strictly_as_the_rest():
     for part in (
         "stages.0.method: there is no 'clmx'; use 'clm',", 'Did you mean "clm"?',
         "stages.0.data.train: missing; it has no default.", 'stages.0.data.trai: unknown key. Did you mean "train"?',
-        'stages.1.method.dpo.bet: unknown key. Did you mean "beta"?',
+        'stages.1.method.bet: unknown key. Did you mean "beta"?',
         'stages.1.tune.epoch: unknown key. Did you mean "epochs"?',
     ):  # fmt: skip
         assert part in text, text

@@ -340,7 +340,7 @@ DATA = {"train": "a.jsonl"}
         ),
         (
             {"tasks": {"a": {"method": {"kind": "tag", "tgas": []}, "data": DATA}}},
-            'stages.0.tasks.a.method.tag.tgas: unknown key. Did you mean "tags"?',
+            'stages.0.tasks.a.method.tgas: unknown key. Did you mean "tags"?',
         ),
         ({"tasks": {"a": {"method": "tag", "data": {}}}}, "stages.0.tasks.a.data.train: missing; it has no default."),
         (
@@ -365,9 +365,9 @@ def test_the_resolved_recipe_is_a_recipe():
 
 
 def test_rates_on_which_all_methods_agree_and_paths_of_tasks(tmp_path):
-    """dpo and kto both learn at 5e-5; sft beside them does not. A task called train has its own train."""
+    """dpo and kto both learn at 2e-4; sft beside them does not. A task called train has its own train."""
     pair = {name: {"method": name, "data": DATA} for name in ("dpo", "kto")}
-    assert parse_stages({"stages": [{"tasks": pair}]}).stages[0].tune.learning_rate == 5e-5
+    assert parse_stages({"stages": [{"tasks": pair}]}).stages[0].tune.learning_rate == 2e-4
     mixed = parse_stages({"stages": [{"tasks": {**pair, "sft": {"method": "sft", "data": DATA}}}]}).stages[0]
     assert mixed.tune.learning_rate == Training().learning_rate and mixed.name == "tasks"
     path = tmp_path / "x.yaml"

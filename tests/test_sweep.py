@@ -186,7 +186,12 @@ def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(rows, tiny_path, tmp_p
         def end(self, stage: str, cached: bool, note: str = "") -> None:
             said.append(f"{stage}: {note}")
 
-    sweep = {"space": {"tune.learning_rate": [1e38, 0.01, 2e38, 3e38]}, "sampler": "random", "pruner": "none", "trials": 3}
+    sweep = {
+        "space": {"tune.learning_rate": [1e38, 0.01, 2e38, 3e38]},
+        "sampler": "random",
+        "pruner": "none",
+        "trials": 3,
+    }
     values = values_of(rows, tiny_path, sweep, clip_norm=0)
     result = luthier.sweep(parse_recipe(values), tmp_path / "out", listener=Told())
     assert result["trials"][0]["values"] == {"tune.learning_rate": 0.01}

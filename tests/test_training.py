@@ -216,7 +216,7 @@ def run(folder, renames=None):
                 os.kill(os.getpid(), signal.SIGKILL)
     if renames is not None:
         sys.addaudithook(watch)
-    Training(model, tune_of(method="head")).run(folder)
+    Training(model, tune_of(method="head", memory={"predict": False})).run(folder)
 
 def child(folder, renames=None):
     number = os.fork()
@@ -270,7 +270,8 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(tiny_path, tmp_path):
         left = sorted(
             path.name for path in [*(tmp_path / name).iterdir(), *(tmp_path / name / "checkpoints").iterdir()]
         )
-        assert left == ["best", "checkpoints", "step-000008", "step-000010"], "nothing half-written is left behind"
+        wanted = ["best", "checkpoints", "memory.json", "step-000008", "step-000010"]
+        assert left == wanted, "nothing half-written is left behind"
 
 
 def cut_in_half(checkpoint: Path) -> None:

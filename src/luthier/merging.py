@@ -22,9 +22,7 @@ from luthier.training.learner import HEAD_FILE
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def merge(
-    run: str | Path, out: str | Path, stage: str | None = None, dtype: str = "float32"
-) -> dict[str, Any]:
+def merge(run: str | Path, out: str | Path, stage: str | None = None, dtype: str = "float32") -> dict[str, Any]:
     """Write the model of a finished run, its adapter folded into the weights, to the folder `out`.
 
     `run` is the folder of `luthier run` or `luthier train`; of the latter, `stage` names which (by default the last).

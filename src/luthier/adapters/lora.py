@@ -54,7 +54,7 @@ class LoraKind:
         if snapshot is not None:
             wrapper.snapshot = snapshot
             wrapper.began = {name: tensor.clone() for name, tensor in factors(wrapper).items()}
-        return wrapper  # type: ignore[no-any-return]
+        return wrapper
 
     def load(self, model: nn.Module, folder: Path, trainable: bool) -> PeftModel:
         """A saved one."""
@@ -101,12 +101,12 @@ def lora_config(model: nn.Module, settings: LowRank, base_folder: Path) -> LoraC
     init: str = getattr(settings, "init", "default")
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=whole(settings.alpha),  # type: ignore[arg-type]
+        lora_alpha=whole(settings.alpha),
         lora_dropout=settings.dropout,
         target_modules=target_names(model, settings),
         use_rslora=settings.scaling == "rslora",
         use_dora=settings.dora,
-        init_lora_weights=INITS[init],  # type: ignore[arg-type]
+        init_lora_weights=INITS[init],
         fan_in_fan_out=has_transposed(model),
         task_type=task_type(model),
         base_model_name_or_path=str(base_folder),

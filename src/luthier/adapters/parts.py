@@ -58,7 +58,5 @@ def linear_names(model: nn.Module) -> list[str]:
     """Linear layers but the output head: what PEFT calls all-linear."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]

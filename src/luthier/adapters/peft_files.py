@@ -29,7 +29,7 @@ def put_in(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     try:
         torch.manual_seed(seed)
         with quiet_peft():
-            return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"tune.adapter.targets: {error}") from error
     finally:
@@ -68,7 +68,7 @@ def load_peft(model: nn.Module, folder: Path, trainable: bool = False) -> PeftMo
     require_adapter(folder)
     with quiet_peft():
         wrapper: Any = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    return wrapper  # type: ignore[no-any-return]
+    return wrapper
 
 
 @contextlib.contextmanager

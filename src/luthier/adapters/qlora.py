@@ -87,7 +87,7 @@ class QloraKind(LoraKind):
         snapshot = pack(model, settings.double)
         wrapper: Any = put_in(model, lora_config(model, settings, base_folder), seed)
         wrapper.snapshot, wrapper.double = snapshot, settings.double
-        return wrapper  # type: ignore[no-any-return]
+        return wrapper
 
     def load(self, model: nn.Module, folder: Path, trainable: bool) -> PeftModel:
         """A saved one, over weights packed as they were."""
@@ -95,7 +95,7 @@ class QloraKind(LoraKind):
         snapshot = pack(model, double)
         wrapper: Any = load_peft(model, folder, trainable)
         wrapper.snapshot, wrapper.double = snapshot, double
-        return wrapper  # type: ignore[no-any-return]
+        return wrapper
 
     def save(self, wrapper: Any, folder: Path) -> None:
         """In PEFT's format, with the note."""

@@ -52,7 +52,7 @@ def load_adapter(model: nn.Module, folder: Path, trainable: bool = False) -> nn.
 def kind_of(wrapper: nn.Module) -> AdapterKind:
     """The kind of the adapter that a wrapper holds."""
     kind: Any = wrapper.adapter_kind
-    return kind  # type: ignore[no-any-return]
+    return kind
 
 
 def saved_kind(folder: Path) -> AdapterKind:

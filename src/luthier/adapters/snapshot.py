@@ -24,7 +24,7 @@ class Snapshot:
         self.names = list(tensors)
         try:
             for tensor in tensors.values():
-                self.file.write(raw(tensor.detach().cpu().contiguous()).numpy())
+                self.file.write(raw(tensor.detach().cpu().contiguous()).numpy().data)
             self.file.flush()
         except OSError as error:
             size = sum(tensor.nbytes for tensor in tensors.values())

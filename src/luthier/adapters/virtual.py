@@ -103,7 +103,7 @@ class PromptKind(VirtualKind):
     def wear(self, wrapper: Rows) -> Rows:
         """As embeddings."""
         rows = wrapper.prompt_embeddings
-        wrapper.base_model.model.virtual_tokens = Virtual(len(rows), embeddings=lambda: rows)  # type: ignore[assignment, union-attr]
+        wrapper.base_model.model.virtual_tokens = Virtual(len(rows), embeddings=lambda: rows)  # type: ignore[union-attr]
         return wrapper
 
     def config(self, wrapper: Rows) -> PromptTuningConfig:
@@ -138,7 +138,7 @@ class PrefixKind(VirtualKind):
             parts = rows.view(len(rows), layers, 2, heads, width).permute(1, 2, 3, 0, 4).unsqueeze(2)
             return [(key, value) for key, value in parts]
 
-        model.virtual_tokens = Virtual(len(rows), states=states)  # type: ignore[assignment, union-attr]
+        model.virtual_tokens = Virtual(len(rows), states=states)  # type: ignore[union-attr]
         return wrapper
 
     def config(self, wrapper: Rows) -> PrefixTuningConfig:
@@ -174,7 +174,9 @@ def refuse_encoder(model: nn.Module, kind: str) -> None:
     """ModelError for a model that reads both sides: it has no keys that come before."""
     config: Any = model.config
     if is_encoder(config):
-        raise ModelError(f'tune.adapter.kind: {kind} needs a decoder, and "{config.model_type}" is an encoder. Use lora.')
+        raise ModelError(
+            f'tune.adapter.kind: {kind} needs a decoder, and "{config.model_type}" is an encoder. Use lora.'
+        )
 
 
 @torch.no_grad()

@@ -21,16 +21,17 @@ def sweep_command(
     out: Annotated[Path | None, typer.Option(help="Folder; by default runs/NAME-sweep.", show_default=False)] = None,
     trials: Annotated[int, typer.Option(min=0, help="Trials in all; 0: as the recipe says.")] = 0,
     storage: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Address of a data base for several machines (SQLAlchemy); by default a file in the folder.",
             metavar="URL",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     study: Annotated[
-        str, typer.Option(help="Name of the study in it; by default the recipe's.", metavar="NAME", show_default=False)
-    ] = "",
+        str | None,
+        typer.Option(help="Name of the study in it; by default the recipe's.", metavar="NAME", show_default=False),
+    ] = None,
     final: Annotated[
         bool, typer.Option("--final", help="Run the best recipe in full afterwards, with its held-out rows.")
     ] = False,
@@ -53,7 +54,7 @@ def sweep_command(
     from luthier.sweeps import sweep
 
     with screen(quiet=as_json) as listener:
-        result = sweep(loaded, out, (), listener, trials=trials, storage=storage, study=study, final=final)
+        result = sweep(loaded, out, (), listener, trials=trials, storage=storage or "", study=study or "", final=final)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -66,11 +66,11 @@ def virtual_hidden_states(
     if virtual.embeddings is not None:
         rows_ND = embedded(model, virtual, tokens_N)
         out = body(inputs_embeds=rows_ND[None], position_ids=plan.positions_N[None], forest=plan, **settings)
-        return out.last_hidden_state[0, size:]  # type: ignore[no-any-return]
+        return out.last_hidden_state[0, size:]
     assert virtual.states is not None
     plan = replace(plan, prefix=tuple(virtual.states()))
     positions_1N = plan.positions_N[None, size:]
-    return body(input_ids=tokens_N[None], position_ids=positions_1N, forest=plan, **settings).last_hidden_state[0]  # type: ignore[no-any-return]
+    return body(input_ids=tokens_N[None], position_ids=positions_1N, forest=plan, **settings).last_hidden_state[0]
 
 
 def embedded(model: nn.Module, virtual: Virtual, tokens_N: Tensor) -> Tensor:

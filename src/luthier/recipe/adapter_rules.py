@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.recipe.adapters import KINDS, AdapterKeys, Full, Ia3, LowRank, Lora, Probe, Sparse, with_kind
+from luthier.recipe.adapters import KINDS, AdapterKeys, Full, Ia3, Lora, LowRank, Probe, Sparse, with_kind
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ class Kind(Part):
 
 def explain(item: Any, root: type[BaseModel]) -> str:
     """One pydantic error as a sentence: field, what is wrong, what is allowed."""
-    location = ".".join(str(part) for part in item["loc"]) or root.__name__.lower()
+    location = ".".join(written(root, item["loc"])) or root.__name__.lower()
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
-        known = known_keys(root, parents)
-        where = ".".join(str(part) for part in parents)
+        known = list(sections_at(root, parents)[0].model_fields)
+        where = ".".join(written(root, parents))
         hint = did_you_mean(str(key), known) or f" Known keys{' of ' + where if where else ''}: {', '.join(known)}."
         return f"{location}: unknown key.{hint}"
     if item["type"] == "union_tag_invalid":
@@ -46,16 +46,29 @@ def explain(item: Any, root: type[BaseModel]) -> str:
     return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})."
 
 
-def known_keys(root: type[BaseModel], parents: Sequence[str | int]) -> list[str]:
-    """The keys a section takes. In the path an index or a name stands for one item, and a kind for one of several."""
+def written(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """A path as a recipe spells it: pydantic names the kind of a section in it as well."""
+    return [
+        str(part)
+        for number, part in enumerate(path)
+        if not (isinstance(part, str) and kinds_named(sections_at(root, path[:number]), part))
+    ]
+
+
+def sections_at(root: type[BaseModel], path: Sequence[str | int]) -> list[type[BaseModel]]:
+    """The sections a path leads to. An index or a name stands for one item in it, and a kind for one of several."""
     found = [root]
-    for parent in parents:
-        if not isinstance(parent, str):
-            continue
-        kinds = [part for part in found if len(found) > 1 and part.model_fields["kind"].default == parent]
-        if kinds or parent in found[0].model_fields:
-            found = kinds or sections_of(found[0].model_fields[parent].annotation)
-    return list(found[0].model_fields)
+    for part in path:
+        if isinstance(part, str):
+            kinds = kinds_named(found, part)
+            if kinds or part in found[0].model_fields:
+                found = kinds or sections_of(found[0].model_fields[part].annotation) or found
+    return found
+
+
+def kinds_named(sections: Sequence[type[BaseModel]], name: str) -> list[type[BaseModel]]:
+    """Of several kinds of section, the one of that name."""
+    return [part for part in sections if len(sections) > 1 and part.model_fields["kind"].default == name]
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:

@@ -71,8 +71,8 @@ class Sweep(Part):
     )
     pruner: Literal["median", "asha", "none"] = Field(
         "median",
-        description="Which trials end early, by their validation curves: `median` those below the middle of earlier "
-        "trials at the same point, `asha` all but the best 1 / `reduction` at each rung (Li et al. 2018).",
+        description="Which trials end early, by their validation curves: `median` those worse than the middle of "
+        "earlier trials at the same point, `asha` all but the best 1 / `reduction` at each rung (Li et al. 2018).",
     )
     metric: str = Field(
         "auto",

@@ -205,9 +205,9 @@ class Sweeper:
 
         def hear(progress: Progress) -> None:
             heard[:] = [progress]
+            watch(progress)
             figure = f", validation {self.metric.name} {watch.value:.4g}" if watch.value is not None else ""
             self.listener.update(progress.step, progress.num_steps, f"loss {progress.loss:.3f}{figure}{self.left()}")
-            watch(progress)
 
         try:
             history = self.subject.train(recipe, self.book.folder(turn.number), hear)

@@ -15,7 +15,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from luthier.processes import gathered, is_first, num_processes, rank
@@ -45,25 +47,25 @@ def read_state(folder: Path, trained: dict[str, nn.Parameter]) -> dict[str, Tens
     for place in (folder, folder / SHARDS):
         if not place.is_dir():
             continue
-        reader = checkpoint.HuggingFaceStorageReader(str(place))
+        reader = HuggingFaceStorageReader(str(place))
         wanted = {
             name: empty_like(trained, name, entry)
             for name, entry in reader.read_metadata().state_dict_metadata.items()
             if len(entry.size)  # type: ignore[union-attr]
         }
-        load(wanted, reader)
+        fill(wanted, reader)
         found |= wanted
     with safe_open(str(folder / STATE), framework="pt") as file:
         found |= {name: file.get_tensor(name) for name in file.keys() if name not in found}  # noqa: SIM118
     return own_random(found)
 
 
-def load(wanted: dict[str, Any], reader: Any) -> None:
+def fill(wanted: dict[str, Any], reader: HuggingFaceStorageReader) -> None:
     """Fill tensors; a single process reads alone, which torch warns of."""
     alone = num_processes() == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        checkpoint.load(wanted, storage_reader=reader, no_dist=alone)
+        load(wanted, storage_reader=reader, no_dist=alone)
 
 
 def empty_like(trained: dict[str, nn.Parameter], name: str, entry: Any) -> Tensor:

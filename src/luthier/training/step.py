@@ -56,7 +56,7 @@ def one_step(
     ranks = here()
     micros = ranks.passes(learner, rows, training.pass_tokens)
     early = early_updates(optimizer, parameters, training, len(micros), step) if is_early(training, penalty) else None
-    loss, held, padded, passed = 0.0, 0.0, 0, 0
+    loss, held, padded, passed = 0.0, 0.0, 0.0, 0.0
     with early or nullcontext():
         for micro, counts in micros:
             batch = learner.batch(micro)
