@@ -31,7 +31,7 @@ def open_aside(path: Path, every_process: bool = False) -> Iterator[BinaryIO]:
     """
     if not (every_process or is_writer(path)):
         with tempfile.TemporaryFile() as nowhere:
-            yield nowhere  # type: ignore[misc]
+            yield nowhere
         return
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,9 +36,7 @@ def write_state(tensors: dict[str, Tensor], folder: Path) -> None:
         whole = {name: tensor for name, tensor in tensors.items() if name not in shards}
         save_file({**whole, **others}, str(folder / STATE))
     if shards:
-        checkpoint.save(
-            shards, storage_writer=checkpoint.HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True)
-        )
+        save(shards, storage_writer=HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True))
 
 
 def read_state(folder: Path, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
