@@ -47,9 +47,7 @@ class RunFolder:
             raise RunError(f"{self.path}: holds other files and is not a run folder. Give another folder with --out.")
         write_text(self.path / "recipe.yaml", recipe_text)
 
-    def stage(
-        self, name: str, inputs: Any, compute: Callable[[], Any], together: bool = False
-    ) -> tuple[Any, bool]:
+    def stage(self, name: str, inputs: Any, compute: Callable[[], Any], together: bool = False) -> tuple[Any, bool]:
         """(value, whether it was done before): a stage is computed once for its inputs and the code's version.
 
         Of several processes the first computes it and tells the others, or all do so `together`.

@@ -16,7 +16,7 @@ class Checkpoints(Part):
     minutes: Annotated[float, Field(ge=0)] = Field(
         10.0, description="Also after so many minutes, where steps are long; 0 turns it off.", strict=False
     )
-    keep: int = Field(2, ge=1, description="How many of the newest are kept; a damaged one falls back to the one before.")
+    keep: int = Field(2, ge=1, description="Newest ones that are kept; a damaged one falls back on the one before.")
     keep_every: int = Field(
         0, ge=0, description="Checkpoints at multiples of so many steps are written and kept for good; 0: none."
     )

@@ -123,7 +123,6 @@ class Training(Part):
         return found if isinstance(found, int) else DEFAULT_MICRO_BATCH_TOKENS
 
 
-
 def tune_problems(tune: Training, where: str, validated: bool) -> list[str]:
     """Rules of a training that need more than one field. `validated`: whether there are validation rows."""
     problems = memory_problems(tune, where) + adapter_problems(tune.adapter, f"{where}.adapter")

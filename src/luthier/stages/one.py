@@ -34,8 +34,8 @@ from luthier.stages.rows import StageRows, gather, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
-from luthier.training.checkpoint import History, Progress
 from luthier.training.cached import refuse_varying
+from luthier.training.checkpoint import History, Progress
 from luthier.training.learner import ADAPTER_FILE
 from luthier.training.loop import train as train_loop
 from luthier.training.memory import read_memory
@@ -47,7 +47,7 @@ METHOD_FILE = "method.json"  # beside an adapter: what a head's outputs mean
 
 PATHS: Any = {"data": {"train", "test"}, "tasks": {"__all__": {"data": {"train", "test"}}}}  # the rows themselves count
 TEACHERS = ("teacher", "tasks/*/teacher")  # what a teacher said, known by its content
-OF_START = ("reference", "tasks/*/reference", "features", "states")  # by content too, of the model that the stage starts from
+OF_START = ("reference", "tasks/*/reference", "features", "states")  # by content too, of the model it starts from
 START_FILE = "start.txt"  # what that model depends on
 NUMBERS = ("forest", "kernels", "models", "adapters")  # packages that decide what a model computes
 

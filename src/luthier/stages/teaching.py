@@ -43,7 +43,7 @@ def teaching_key(settings: Any, keys: TeacherKeys) -> str:
 def taught_rows(
     method: StageMethod, rows: StageRows, prompt: Dialogue, seed: int, folder: Path, listener: Listener, key: str
 ) -> StageRows:
-    """The rows, with the teacher's answers where the method learns these. `folder`: the stage's; `key`: the teacher's."""
+    """The rows, with the teacher's answers where the method learns these; folder of the stage, key of the teacher."""
     if not isinstance(method, TeacherAnswers):
         return rows
     return with_answers(rows, prompt, (method.distil, key), seed, folder / FOLDER, listener)

@@ -19,7 +19,7 @@ from luthier.processes import any_of, wait
 from luthier.recipe import Training
 from luthier.signals import Stop
 from luthier.training.averaging import WeightAverage
-from luthier.training.checkpoint import History, Progress, load_best, save_best
+from luthier.training.checkpoint import History, Progress, StepDone, load_best, save_best
 from luthier.training.course import Course, Order
 from luthier.training.judging import check_metric, has_ended
 from luthier.training.keeper import Keeper, Say
@@ -52,8 +52,8 @@ def train(
     """Train `learner` in place and leave it at its best validation; returns the history of the run.
 
     Without validation rows it is left at the last step. `length_share` makes the whole schedule that much shorter.
-    `course` is for rows of several tasks, and for a penalty. `say` is told what learns, and where a damaged checkpoint is passed
-    over.
+    `course` is for rows of several tasks, and for a penalty. `say` is told what learns, and where a damaged checkpoint
+    is passed over.
 
     Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint. Whatever else
     ends the training, the last good state is saved first; docs/survival.md has all of it.
@@ -85,6 +85,9 @@ def train(
 
     def rows_at(step: int) -> list[Example]:
         return varied(objective, [examples[i] for i in steps(step)], seed, step)
+
+    def step_of(rows: Sequence[Example], factor: float, step: int, cut: Training) -> StepDone:
+        return one_step(learner, objective, rows, optimizer, factor, cut, step, course.penalty)
 
     def ended() -> bool:
         return history.step == num_steps or has_ended(history.validation, training)
@@ -132,12 +135,7 @@ def train(
             chosen = rows_at(step)
             thaw.begin(step, history.validation)
             disturbance.begin(step, chosen)
-            done = room.step(
-                keeper,
-                lambda cut, now=(chosen, factor, step): one_step(
-                    learner, objective, now[0], optimizer, now[1], cut, now[2], course.penalty
-                ),
-            )
+            done = room.step(keeper, partial(step_of, chosen, factor, step))
             average.update(step, learner)
             history.record_step(step, done, training.learning_rate * factor)
             history.seconds += time.perf_counter() - started

@@ -75,12 +75,12 @@ def sent_away(model: nn.Module) -> Iterator[Away]:
 def replace_forward(module: nn.Module, forward: Call) -> Callable[[], None]:
     """Give one module another forward; returns what puts its own back."""
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign, assignment]
+    module.forward = forward
 
     def undo() -> None:
         del module.__dict__["forward"]
         if own is not None:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own
 
     return undo
 
