@@ -108,10 +108,10 @@ CASES = [
     ("sft", "lora", "replicate", 2),
     ("sft", "lora-1", "shard", 2),  # A has one row: the second rank holds none of it
     ("head", "lora", "shard", 2),
-    ("head", "lora", "replicate", 3),
+    pytest.param("head", "lora", "replicate", 3, marks=pytest.mark.slow),
     ("candidates", "full", "auto", 2),
     ("sft", "full", "replicate", 2),
-    ("sft", "ia3", "shard", 2),
+    pytest.param("sft", "ia3", "shard", 2, marks=pytest.mark.slow),
 ]
 FIVE_STEPS = {"learning_rate": 1e-3, "epochs": 2.0, "micro_batch_tokens": 64}
 
@@ -151,7 +151,12 @@ def test_each_process_draws_its_own_dropout(jobs):
 
 @pytest.mark.parametrize(
     ("adapter", "parallel", "before", "after"),
-    [("full", "shard", 2, 1), ("full", "shard", 1, 2), ("full", "shard", 2, 3), ("lora", "replicate", 2, 1)],
+    [
+        ("full", "shard", 2, 1),
+        ("full", "shard", 1, 2),
+        pytest.param("full", "shard", 2, 3, marks=pytest.mark.slow),
+        ("lora", "replicate", 2, 1),
+    ],
 )
 def test_a_checkpoint_is_read_by_any_number_of_processes(adapter, parallel, before, after, jobs, tmp_path):
     """SIGTERM to one of them after step 2 stops all; other processes go on, and end where one alone does."""
