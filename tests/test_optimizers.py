@@ -400,13 +400,13 @@ def test_kinds_by_name_or_by_keys():
     ("tune", "told"),
     [
         ({"optimizer": "adamv"}, "tune.optimizer: there is no 'adamv'; use 'adamw', 'adam', 'adam8bit'"),
-        ({"optimizer": {"kind": "lion", "eps": 1e-8}}, "tune.optimizer.lion.eps: unknown key. Known keys of tune.optimizer.lion: kind, beta1, beta2."),
+        ({"optimizer": {"kind": "lion", "eps": 1e-8}}, "tune.optimizer.eps: unknown key. Known keys of tune.optimizer: kind, beta1, beta2."),
         ({"schedule": "cosin"}, "tune.schedule: there is no 'cosin'; use 'constant', 'linear', 'cosine', 'restarts'"),
-        ({"schedule": {"kind": "constant", "final_share": 0.1}}, "tune.schedule.constant.final_share: unknown key"),
+        ({"schedule": {"kind": "constant", "final_share": 0.1}}, "tune.schedule.final_share: unknown key"),
         ({"schedule": "plateau"}, "tune.refit: trains on the validation rows too, and schedule: plateau has to look at them. Set tune.refit: false, or another schedule."),
         ({"optimizer": {"kind": "sgd", "momentum": 0.0, "nesterov": True}}, "tune.optimizer.nesterov: looks ahead along the momentum, and there is none. Set momentum."),
         ({"adapter": "none", "neftune_alpha": 5}, "tune.neftune_alpha: adapter.kind: none trains a head on features that are computed once"),
-        ({"average": {"kind": "swa", "decay": 0.9}}, "tune.average.swa.decay: unknown key"),
+        ({"average": {"kind": "swa", "decay": 0.9}}, "tune.average.decay: unknown key"),
         ({"stop": {"patience": 0}}, "tune.stop.patience: input should be greater than or equal to 1 (got 0)."),
     ],
 )  # fmt: skip
