@@ -38,7 +38,9 @@ from luthier.methods.heads import ClassifyHead
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe import Training
+from luthier.recipe.adapters import Probe
 from luthier.recipe.checkpoints import Checkpoints
+from luthier.recipe.schedules import Constant
 from luthier.records import Labelled, Sequence
 from luthier.runtime import keep_big_blocks, peak_memory_bytes
 from luthier.training.course import Course
@@ -277,7 +279,7 @@ def train_luthier(folder: Path, settings: Settings) -> None:
     model, head = load_model(workload.MODEL, precision="float32"), make_head(folder, work)
     training = Training(
         epochs=float(settings.epochs), batch_size=BATCH_SIZE, head_learning_rate=LEARNING_RATE, warmup_share=0.0,
-        schedule="constant", weight_decay=0.0, adapter="none", checkpoints=Checkpoints(every=0, minutes=0.0),
+        schedule=Constant(), weight_decay=0.0, adapter=Probe(), checkpoints=Checkpoints(every=0, minutes=0.0),
     )  # fmt: skip
     order = [np.asarray(epoch, np.int64) for epoch in work.order]
     with tempfile.TemporaryDirectory() as out:
@@ -335,7 +337,8 @@ def train_trainer(folder: Path, settings: Settings) -> None:
     keep_big_blocks()
     work = read_work(folder)
     loaded = load_model(workload.MODEL, precision="float32")
-    plain = type(loaded.model).from_pretrained(loaded.folder, dtype=torch.float32, attn_implementation="sdpa")
+    family: Any = type(loaded.model)
+    plain = family.from_pretrained(loaded.folder, dtype=torch.float32, attn_implementation="sdpa")
     model = FrozenBody(backbone(plain), make_head(folder, work))
     model.body.eval()
     rows = [dict(zip(("tokens", "start", "label"), row, strict=True)) for row in work.rows]
