@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 
 test: lint types
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"

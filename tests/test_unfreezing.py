@@ -289,7 +289,7 @@ TASK = {"labels": ["A", "B"]}
     [
         ({"unfreeze": "plateau"}, "tune.refit: trains on the validation rows too, and unfreeze: plateau has to look"),
         ({"unfreeze": "epoch"}, "tune.unfreeze: there is no 'epoch'; use 'none', 'share', 'epochs', 'plateau'"),
-        ({"unfreeze": {"kind": "share", "every": 2}}, "tune.unfreeze.share.every: unknown key"),
+        ({"unfreeze": {"kind": "share", "every": 2}}, "tune.unfreeze.every: unknown key"),
         ({"layer_rate_factor": 2.6}, "layer_rate_factor: input should be less than or equal to 1"),
         ({"adapter": "none", "unfreeze": "share"}, "tune.unfreeze: a linear probe .* trains no layer. Leave it out"),
         ({"adapter": "none", "layer_rate_factor": 0.5}, "tune.layer_rate_factor: a linear probe"),
