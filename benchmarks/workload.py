@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from luthier.corpus.formats import read_rows
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Task
 from luthier.records import Labelled
-from luthier.runtime import num_threads
+from luthier.runtime import num_cores, num_threads
 
 MODEL = "smollm2-135m-instruct"
 NEWSROOM = Path(__file__).resolve().parent.parent / "examples" / "newsroom" / "train.jsonl"
@@ -40,7 +39,7 @@ def make_prompt(rows: Sequence[Labelled], tokenizer: Any, lists_labels: bool) ->
 
 def default_threads() -> int:
     """$OMP_NUM_THREADS where it is set, else every core this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or num_threads())
+    return num_threads()
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -50,7 +49,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
-    return {"processor": processor_name(), "cores": num_threads(), "system": platform.platform()}
+    return {"processor": processor_name(), "cores": num_cores(), "system": platform.platform()}
 
 
 def processor_name() -> str:

@@ -92,10 +92,21 @@ def container_bytes(folder: Path) -> int | None:
     return max(0, limit - used + int(told.get(names[2], 0)))
 
 
-def num_threads() -> int:
+def num_cores() -> int:
     """Cores this process may use: its share, where a run has several processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // num_processes_here())
+
+
+def num_threads() -> int:
+    """Threads of torch: one a core, or OMP_NUM_THREADS where that is less.
+
+    Of several processes it is not asked: torchrun sets it to 1 for each, however many cores there are.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if num_processes_here() > 1 or not asked.isdigit():
+        return num_cores()
+    return max(1, min(num_cores(), int(asked)))
 
 
 def machine_values() -> dict[str, str]:

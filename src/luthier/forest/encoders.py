@@ -119,7 +119,7 @@ def encoder_hidden_states(body: Any, forest: Forest, device: torch.device) -> Te
             place_N[own.rows_of(number)] = forest.rows_of(s)
         places.append(place_N)
     back = torch.from_numpy(np.argsort(np.concatenate(places))).to(device)
-    return torch.cat(parts)[back]
+    return torch.cat(parts).index_select(0, back)
 
 
 def padded_encoder(body: Any, forest: Forest, device: torch.device) -> Tensor:

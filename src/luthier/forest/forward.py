@@ -136,7 +136,8 @@ def readout(forest: Forest, hidden_ND: Tensor) -> Tensor:
     sizes_P = torch.tensor(sizes, device=device)
     owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes_P)
     sums_PD = hidden_ND.new_zeros(len(sizes), hidden_ND.shape[1])
-    return sums_PD.index_add(0, owner, hidden_ND[torch.cat(rows).to(device)]) / sizes_P[:, None]
+    read = hidden_ND.index_select(0, torch.cat(rows).to(device))  # rows repeat: target_logprobs says why not [...]
+    return sums_PD.index_add(0, owner, read) / sizes_P[:, None]
 
 
 def logprobs(model: nn.Module, forest: Forest, hidden_ND: Tensor) -> Tensor:
@@ -151,14 +152,14 @@ def logprobs(model: nn.Module, forest: Forest, hidden_ND: Tensor) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     back = torch.from_numpy(np.argsort(np.concatenate(places))).to(hidden_ND.device)
-    return torch.cat(parts)[back]
+    return torch.cat(parts).index_select(0, back)
 
 
 def chosen_logprobs(head: Head, forest: Forest, hidden_ND: Tensor, chosen: NDArray[np.int64]) -> Tensor:
     """log p of the targets `chosen`, in their order."""
     rows, reader = np.unique(forest.row_M[chosen], return_inverse=True)
     device = hidden_ND.device
-    rows_RD = hidden_ND[torch.from_numpy(rows).to(device)]
+    rows_RD = hidden_ND.index_select(0, torch.from_numpy(rows).to(device))
     return target_logprobs(
         rows_RD if head.transform is None else head.transform(rows_RD),
         head.weight_VD,

@@ -27,11 +27,13 @@ def target_logprobs(
     rows_RD: distinct hidden rows; reader_M: which of them target m reads; softcap: Gemma 2's cap on the final
     logits; scale: factor on the logits. float32 at least, whatever the rows' type.
     """
+    # index_select: on a CPU with several threads the backward of an index with repeats adds in no fixed order
     lse_R = VocabularyLogSumExp.apply(rows_RD, weight_VD, bias_V, softcap, scale)
-    logit_M = (rows_RD[reader_M] * weight_VD[token_M]).sum(-1, dtype=lse_R.dtype)
+    read_MD, written_MD = rows_RD.index_select(0, reader_M), weight_VD.index_select(0, token_M)
+    logit_M = (read_MD * written_MD).sum(-1, dtype=lse_R.dtype)
     if bias_V is not None:
-        logit_M = logit_M + bias_V[token_M]
-    return cap(logit_M * scale, softcap) - lse_R[reader_M]
+        logit_M = logit_M + bias_V.index_select(0, token_M)
+    return cap(logit_M * scale, softcap) - lse_R.index_select(0, reader_M)
 
 
 def cap(logits: Tensor, softcap: float | None) -> Tensor:

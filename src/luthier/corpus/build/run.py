@@ -26,7 +26,7 @@ from luthier.files import write_json
 from luthier.progress import Listener, Silent
 from luthier.recipe.corpus import Corpus
 from luthier.run_folder import code_hash
-from luthier.runtime import num_threads, peak_memory_bytes
+from luthier.runtime import num_cores, peak_memory_bytes
 from luthier.signals import Stop
 
 CODE = ("corpus", "records.py", "recipe")
@@ -70,7 +70,7 @@ def prepare_corpus(
     units = plan_units(corpus, code_hash(*CODE))
     listener.end("plan", False, f"{len(units):,} units, {sum(unit.num_bytes for unit in units):,} bytes")
     mine = units if shard is None else units[shard.index :: shard.count]
-    do_units(mine, corpus, out / "work", listener, workers or num_threads())
+    do_units(mine, corpus, out / "work", listener, workers or num_cores())
     if shard is not None:
         missing = [unit for unit in units if not is_done(out / "work", unit)]
         return {"units": len(units), "done": len(units) - len(missing), "merged": False}
