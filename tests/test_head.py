@@ -116,7 +116,9 @@ def test_repeated_rows_add_up_in_one_order():
     reader, token = (torch.randint(0, count, (2_000,), generator=generator) for count in (40, 50))
     torch.set_num_threads(2)
     try:
-        first, *others = (gradients(target_logprobs(rows, weight, None, reader, token), [rows, weight]) for _ in range(40))
+        first, *others = (
+            gradients(target_logprobs(rows, weight, None, reader, token), [rows, weight]) for _ in range(40)
+        )
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for found in others for a, b in zip(first, found, strict=True))

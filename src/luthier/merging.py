@@ -41,7 +41,7 @@ def merge(run: str | Path, out: str | Path, stage: str | None = None, dtype: str
     if not (adapter / WEIGHTS).is_file():
         raise RunError(f"{adapter}: holds no adapter, a head alone was trained. The model is {name}, as it was.")
     set_up_torch()
-    model = load_model(name, encoders=True)
+    model = load_model(name, device="cpu", encoders=True)
     if wanted is not None and model.sha256 != wanted:
         raise RunError(
             f'{run}: the model "{name}" found here is not the one the adapter was trained on (sha256 '

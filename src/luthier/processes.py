@@ -39,9 +39,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def local_rank() -> int:
+    """This process's number among those of its machine, from 0."""
+    return number("LOCAL_RANK", 0) if num_processes() > 1 else 0
+
+
 def is_first_here() -> bool:
     """Whether this process fills the caches of its machine."""
-    return num_processes() == 1 or number("LOCAL_RANK", 0) == 0
+    return local_rank() == 0
 
 
 def num_processes_here() -> int:

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from luthier.processes import num_processes_here
+from luthier.errors import RunError
+from luthier.processes import local_rank, num_processes_here
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 CONTAINERS = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory")  # where a container finds its limits, versions 2 and 1
@@ -109,6 +110,31 @@ def num_threads() -> int:
     return max(1, min(num_cores(), int(asked)))
 
 
+def chosen_device() -> str:
+    """Where models live: what LUTHIER_DEVICE says (`auto`, `cpu`, `cuda`, `cuda:1`).
+
+    `auto` is a GPU where torch has one, else the CPU. `cuda` is the first GPU; of several processes on a machine each has its own.
+
+    Raises:
+        RunError: torch has no such device here.
+    """
+    import torch
+
+    asked = os.environ.get("LUTHIER_DEVICE", "").strip() or "auto"
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda":
+        asked = f"cuda:{local_rank()}"
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(
+            f"LUTHIER_DEVICE={asked}: torch cannot use it here ({str(error).splitlines()[0]}). Set LUTHIER_DEVICE to "
+            "cpu or auto, or install the build of torch for this GPU."
+        ) from error
+    return asked
+
+
 def machine_values() -> dict[str, str]:
     """Versions and hardware that a run's figures depend on."""
     packages = ("luthier", "torch", "transformers", "peft", "tokenizers", "scikit-learn", "bm25s", "numpy")
@@ -118,6 +144,7 @@ def machine_values() -> dict[str, str]:
         "platform": platform.platform(),
         "processor": processor_name(),
         "threads": str(num_threads()),
+        "device": chosen_device(),
     }
 
 

@@ -20,7 +20,7 @@ from luthier.forest.encoders import is_encoder
 from luthier.kernels import quicken
 from luthier.models.encoders import known_positions, load_encoder, refuse_wrong_kind
 from luthier.models.store import find_model
-from luthier.runtime import has_fast_bfloat16, products
+from luthier.runtime import chosen_device, has_fast_bfloat16, products
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,19 @@ def token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
     return count
 
 
-def load_model(name: str, device: str = "cpu", precision: str = "float32", encoders: bool = False) -> LoadedModel:
+def load_model(name: str, device: str | None = None, precision: str = "float32", encoders: bool = False) -> LoadedModel:
     """Load a model by starter name, hub id, folder or GGUF file, in float32, parameters frozen.
+
+    `device`: torch's word for where it lives; `runtime.chosen_device()` where it is not given.
 
     `encoders`: whether one that sees both sides will do; else it is refused.
 
     `precision`: `float32`; `bfloat16` rounds the factors of the linear layers' products (sums stay float32), which
     processors with bfloat16 matrix units do several times faster; `auto` does so where there are such units.
-    Only safetensors weights are read. Raises ModelError.
+    On a GPU products are float32. Only safetensors weights are read. Raises ModelError.
     """
-    precision = choose_precision(precision)
+    device = device or chosen_device()
+    precision = choose_precision(precision, device)
     hf_logging.disable_progress_bar()
     folder = find_model(name)
     tokenizer = load_tokenizer(folder)
@@ -121,8 +124,15 @@ def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.flo
     loaded.tokenizer.save_pretrained(folder)
 
 
-def choose_precision(wanted: str) -> str:
+def choose_precision(wanted: str, device: str = "cpu") -> str:
     """`float32` or `bfloat16`; ModelError where bfloat16 would only be emulated."""
+    if device != "cpu":
+        if wanted == "bfloat16":
+            raise ModelError(
+                f"precision: bfloat16 products are built for processors, and the model is on {device}. Set precision: "
+                "auto or float32, or LUTHIER_DEVICE=cpu."
+            )
+        return "float32"
     if wanted == "bfloat16" and not has_fast_bfloat16():
         raise ModelError(
             "precision: bfloat16 has no hardware on this processor (it would be emulated, slower than float32). "

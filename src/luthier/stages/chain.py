@@ -97,7 +97,7 @@ def merged_model(before: Left, folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     assert before.adapter is not None
-    model = load_model(before.model, encoders=True)
+    model = load_model(before.model, device="cpu", encoders=True)
     folded(model.model, before.adapter)
     with new_folder(folder) as aside:
         save_model(model, aside)

@@ -32,7 +32,7 @@ class Learner(nn.Module):
     def __init__(self, wrapper: nn.Module, heads: Mapping[str, nn.Module], backend: str):
         super().__init__()
         self.wrapper = wrapper
-        self.heads = nn.ModuleDict(heads)
+        self.heads = nn.ModuleDict(heads).to(next(wrapper.parameters()).device)
         self.backend = backend
         self.held: frozenset[str] = frozenset()
         set_backend(self.lm, backend)
@@ -240,10 +240,10 @@ def label_head(model: LoadedModel, prompt: ClassifyPrompt) -> nn.Linear:
         tokens = answer.tokens[answer.answer_start : len(answer.tokens) - int(answer.ends_turn)]
         if not tokens:
             raise ModelError("a label has no tokens of its own; check task.labels")
-        weights = torch.tensor([0.5**i for i in range(len(tokens))])
         vectors = out.weight_VD.detach()[list(tokens)].float()
+        weights = torch.tensor([0.5**i for i in range(len(tokens))], device=vectors.device)
         rows.append((vectors * (weights / weights.sum())[:, None]).sum(0))
-    head = nn.Linear(out.weight_VD.shape[1], len(labels))
+    head = nn.Linear(out.weight_VD.shape[1], len(labels)).to(out.weight_VD.device)
     with torch.no_grad():
         head.weight.copy_(torch.stack(rows) * out.scale)
         head.bias.zero_()

@@ -80,7 +80,7 @@ class Classifier:
             past = None if self.beginning is None else self.beginning.past
             hidden_ND = hidden_states(learner.lm, batch.forest, learner.backend, past)
             logits_BL = head(readout(batch.forest, hidden_ND).float())
-            values[[order[id(example)] for example in micro]] = torch.log_softmax(logits_BL.double(), 1).numpy()
+            values[[order[id(example)] for example in micro]] = torch.log_softmax(logits_BL.double(), 1).cpu().numpy()
             done += len(micro)
             if report is not None:
                 report(done, len(texts))
