@@ -104,7 +104,7 @@ def panel_marks(dots: Sequence[Dot], label: str, ticks_y: Sequence[float], left:
 def names(dots: Sequence[Dot], across: Scale, up: Scale, right: float) -> list[str]:
     """Each name beside its dot, moved up or down until it covers neither another name nor a dot."""
     taken = [(across(d.x) - 5, up(d.y) - 5, across(d.x) + 5, up(d.y) + 5) for d in dots]
-    parts = []
+    parts: list[str] = []
     for d in sorted(dots, key=lambda one: -one.y):
         x, y, wide = across(d.x), up(d.y), text_width(d.name)
         places = [

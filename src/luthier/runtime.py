@@ -113,7 +113,8 @@ def num_threads() -> int:
 def chosen_device() -> str:
     """Where models live: what LUTHIER_DEVICE says (`auto`, `cpu`, `cuda`, `cuda:1`).
 
-    `auto` is a GPU where torch has one, else the CPU. `cuda` is the first GPU; of several processes on a machine each has its own.
+    `auto` is a GPU where torch has one, else the CPU. `cuda` is the first GPU; of several
+    processes on a machine each has its own.
 
     Raises:
         RunError: torch has no such device here.
