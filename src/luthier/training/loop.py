@@ -108,12 +108,14 @@ def train(
         if history.validated() or not (last or (history.step and history.step % evaluate_every == 0)):
             return False
         started = time.perf_counter()
+        room.give_back()
         with average.in_place(learner):
             loss, figures = evaluate(learner, objective, validation, room.training.pass_tokens)
             keeper.lift()  # what is noted as best and what lies in best/ belong together
             history.record_validation(history.step, loss, figures, training.metric)
             if history.best_step == history.step:
                 keep_best()
+        room.give_back()
         history.validation_seconds += time.perf_counter() - started
         keeper.note_good()
         return True

@@ -19,7 +19,7 @@ from luthier.files import bytes_text, write_json
 from luthier.methods.base import Example, Objective
 from luthier.processes import is_first, num_processes
 from luthier.recipe import Training
-from luthier.runtime import available_bytes
+from luthier.runtime import available_bytes, release_free_memory, resident_bytes
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import StepDone, set_random_state
 from luthier.training.keeper import Keeper, Say, is_out_of_memory
@@ -33,6 +33,7 @@ from luthier.training.probe import ProbeLearner
 FILE = "memory.json"
 FREE_SHARE = 0.9  # of what is free, that `auto` takes where no limit is set
 SMALLEST_TOKENS = 16  # of a micro-batch, as the recipe has it
+GIVE_BACK_EVERY = 8  # steps
 TRIES = 30  # cuts of `auto`; each takes a twentieth off at least
 
 
@@ -48,6 +49,7 @@ class Room:
     values: dict[str, Any] = field(default_factory=dict)  # of memory.json
     automatic: bool = False
     is_open: bool = False  # whether steps are being made, whose peak counts
+    steps_since: int = 0  # freed memory was last given back
     _ways: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Room:
@@ -132,7 +134,9 @@ class Room:
         """One step; with `auto`, in smaller pieces whenever memory runs out before weights were touched."""
         while True:
             try:
-                return make(self.training)
+                done = make(self.training)
+                self.stay_small()
+                return done
             except (MemoryError, RuntimeError) as error:
                 good = keeper.good
                 smaller = self.training.pass_tokens // 2
@@ -144,6 +148,22 @@ class Room:
             self.say(f"step {step}: out of memory; going on with micro-batches of {smaller:,} tokens.")
             self.cut(smaller)
             self.note(micro_batch_tokens=smaller)
+
+    def stay_small(self) -> None:
+        """`give_back` where the process has grown past what was expected of it, every GIVE_BACK_EVERY steps at most."""
+        self.steps_since += 1
+        expected = int(self.values.get("predicted_peak_bytes", 0))
+        if expected and self.steps_since >= GIVE_BACK_EVERY and resident_bytes() > expected:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Give freed memory back to the system.
+
+        Steps and validations of many shapes leave the heap in pieces, so that it grows by a few megabytes each time.
+        """
+        self.steps_since = 0
+        if self.learner.device.type == "cpu":
+            release_free_memory()
 
     def cut(self, tokens: int) -> None:
         """Set the tokens of a micro-batch."""
