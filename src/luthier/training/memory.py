@@ -33,7 +33,7 @@ from luthier.training.probe import ProbeLearner
 FILE = "memory.json"
 FREE_SHARE = 0.9  # of what is free, that `auto` takes where no limit is set
 SMALLEST_TOKENS = 16  # of a micro-batch, as the recipe has it
-GIVE_BACK_EVERY = 8  # steps
+GIVE_BACK_EVERY = 4  # steps
 TRIES = 30  # cuts of `auto`; each takes a twentieth off at least
 
 
