@@ -102,7 +102,9 @@ def child(job: dict, rank: int, port: int) -> int:
         result = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         code = 3
     finally:
-        (Path(job["folder"]) / f"result-{rank}.json").write_text(json.dumps(result))
+        aside = Path(job["folder"]) / f"result-{rank}.part"  # whole or not at all: a process may be ended here
+        aside.write_text(json.dumps(result))
+        aside.rename(aside.with_suffix(".json"))
         os._exit(code)
 
 

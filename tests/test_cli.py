@@ -236,7 +236,11 @@ def test_stop_on_request(luthier, tmp_path, monkeypatch, sent):
             return "never"
 
     monkeypatch.setattr("sys.stdin", Waiting())
-    code, out, err = luthier("predict", tmp_path, "--file", "-")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
+    try:
+        code, out, err = luthier("predict", tmp_path, "--file", "-")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out) == (128 + sent, "")
     assert err == "stopped: finished stages are kept. Run the same command again to go on.\n"
 
