@@ -11,7 +11,6 @@ side, and the losses of every step are comparable.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import math
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import TrainerCallback
 
 import workload
 from luthier.corpus.lines import Problem
@@ -37,12 +35,12 @@ from luthier.recipe.corpus import Input
 from luthier.recipe.methods import Clm
 from luthier.recipe.training import Training
 from luthier.records import Document, Sequence
-from luthier.runtime import keep_big_blocks
+from luthier.runtime import keep_big_blocks, num_threads
 from luthier.training.learner import new_learner
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import one_step
+from pairs import Clock, lacks_trl, positive, run_pairs
 from sft_vs_trl import (
-    INSTALL,
     LARGEST_LOSS_DIFFERENCE,
     NUM_COMPARED_STEPS,
     PACKAGES,
@@ -51,8 +49,6 @@ from sft_vs_trl import (
     Run,
     finish,
     loss_difference,
-    positive,
-    run_child,
 )
 
 DOCUMENTS = Path(__file__).resolve().parent.parent / "examples" / "bakery" / "documents.jsonl"
@@ -94,12 +90,10 @@ def main() -> int:
     if child:
         CHILDREN[child](folder, settings)
         return 0
-    missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(INSTALL.format(missing=" or ".join(missing)).replace("sft_vs_trl", "clm_vs_trl"), file=sys.stderr)
+    if lacks_trl():
         return 2
     with tempfile.TemporaryDirectory() as name:
-        runs = run_pairs(Path(name), settings)
+        runs = run_pairs(Run, SIDES, Path(name), settings, lambda run: figures(run, settings))
         facts = json.loads((Path(name) / "facts.json").read_text(encoding="utf-8"))
     found = compare(settings, runs, facts)
     print(json.dumps(found) if as_json else table(found))
@@ -119,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--rows", type=Path, default=DOCUMENTS, help="documents, in any shape that luthier reads")
     add("--steps", type=positive, default=8, help="timed steps, after one warm-up step (default 8)")
     add("--repeats", type=positive, default=2, help="pairs of children (default 2)")
-    add("--threads", type=positive, default=workload.default_threads(), help="OpenMP threads of each child")
+    add("--threads", type=positive, default=num_threads(), help="OpenMP threads of each child")
     add("--windows", dest="num_windows", type=positive, default=8, help="windows of one step (default 8)")
     add("--window-tokens", type=positive, default=Clm().window_tokens, help="tokens of a window (default 512)")
     add(
@@ -140,22 +134,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_pairs(folder: Path, settings: Settings) -> dict[str, list[Run]]:
-    """The windows and the adapter once, then the sides in turn."""
-    run_child("prepare", folder, settings.threads)
-    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
-    for repeat, side in itertools.product(range(settings.repeats), SIDES):
-        run_child(side, folder, settings.threads)
-        run = Run(**json.loads((folder / f"{side}.json").read_text(encoding="utf-8")))
-        runs[side].append(run)
-        figures = f"{tokens_per_second([run], settings):.0f} tokens/s, {run.peak_memory_bytes / 1e9:.2f} GB"
-        print(f"pair {repeat + 1} of {settings.repeats}: {side} {figures}", file=sys.stderr)
-    return runs
-
-
 def tokens_per_second(runs: list[Run], settings: Settings) -> float:
     """Trained tokens by the median over the timed steps of all runs."""
     return settings.trained_tokens / statistics.median(seconds for run in runs for seconds in run.step_seconds[1:])
+
+
+def figures(run: Run, settings: Settings) -> str:
+    """What is said of a child."""
+    return f"{tokens_per_second([run], settings):.0f} tokens/s, {run.peak_memory_bytes / 1e9:.2f} GB"
 
 
 def compare(settings: Settings, runs: dict[str, list[Run]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -291,17 +277,8 @@ def train_trl(folder: Path, settings: Settings) -> None:
     keep_big_blocks()
     batches, tune = read_batches(folder), settings.training
     losses: list[Any] = []
-    ends: list[float] = []
+    clock = Clock()
     computed: list[int] = []
-
-    class Clock(TrainerCallback):
-        """Notes the clock at the start and after each step."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
 
     class Recorder(SFTTrainer):
         """Keeps each step's loss and size; logging every step would cost TRL time."""
@@ -341,11 +318,11 @@ def train_trl(folder: Path, settings: Settings) -> None:
         ),
         train_dataset=Dataset.from_dict({"input_ids": windows}),
         processing_class=model.tokenizer,
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     assert list(trainer.train_dataset["input_ids"]) == windows, "packing full windows gives them again, in order"
     trainer.train()
-    finish(folder, "trl", [float(loss) for loss in losses], ends, computed)
+    finish(folder, "trl", [float(loss) for loss in losses], clock.ends, computed)
 
 
 CHILDREN = {"prepare": prepare, "luthier": train_luthier, "trl": train_trl}

@@ -11,7 +11,6 @@ from TRL and printed: in TRL 1.16 they are gradient checkpointing and bfloat16, 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -32,14 +31,13 @@ from luthier.models.store import find_model
 from luthier.recipe.memory import Memory
 from luthier.recipe.methods import Clm
 from luthier.recipe.training import Training
-from luthier.runtime import keep_big_blocks
+from luthier.runtime import keep_big_blocks, num_threads
 from luthier.training.learner import new_learner
 from luthier.training.memory import Room
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import one_step
-from sft_vs_trl import INSTALL, PACKAGES, Run, finish, positive, run_child
-
-LARGEST_LOSS_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
+from pairs import lacks_trl, positive, run_child, run_of
+from sft_vs_trl import LARGEST_LOSS_DIFFERENCE, PACKAGES, Run, finish
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,15 @@ def main() -> int:
     if arguments.child:
         run_variant(arguments.child, arguments.folder, settings)
         return 0
-    missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(INSTALL.format(missing=" or ".join(missing)).replace("sft_vs_trl", "memory"), file=sys.stderr)
+    if lacks_trl():
         return 2
     with tempfile.TemporaryDirectory() as name:
         run_child("prepare", Path(name), settings.threads)
-        runs = {variant: run_of(variant, Path(name), settings) for variant in arguments.variants}
+        runs = {}
+        for variant in arguments.variants:
+            run = runs[variant] = run_of(Run, variant, Path(name), settings.threads)
+            figures = f"{run.peak_memory_bytes / 1e9:.2f} GB, {run.step_seconds[-1]:.1f} s a step"
+            print(f"{variant}: {figures}", file=sys.stderr)
         facts = json.loads((Path(name) / "facts.json").read_text(encoding="utf-8"))
     found = compare(settings, runs, facts)
     print(json.dumps(found) if arguments.json else table(found))
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--rows", type=Path, default=clm_vs_trl.DOCUMENTS, help="documents, in any shape that luthier reads")
     add("--steps", type=positive, default=1, help="steps after the first (default 1); memory is full at the second")
-    add("--threads", type=positive, default=workload.default_threads(), help="OpenMP threads of each child")
+    add("--threads", type=positive, default=num_threads(), help="OpenMP threads of each child")
     add("--windows", dest="num_windows", type=positive, default=8, help="windows of one step (default 8, as TRL's)")
     add("--window-tokens", type=positive, default=1024, help="tokens of a window (default 1024, TRL's max_length)")
     add("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help="which to run; default all")
@@ -105,14 +105,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--child", choices=("prepare", *VARIANTS), help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def run_of(variant: str, folder: Path, settings: clm_vs_trl.Settings) -> Run:
-    """A fresh process for one variant."""
-    run_child(variant, folder, settings.threads)
-    run = Run(**json.loads((folder / f"{variant}.json").read_text(encoding="utf-8")))
-    print(f"{variant}: {run.peak_memory_bytes / 1e9:.2f} GB, {run.step_seconds[-1]:.1f} s a step", file=sys.stderr)
-    return run
 
 
 def compare(settings: clm_vs_trl.Settings, runs: dict[str, Run], facts: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,10 @@ child's own, and a slow spell of the machine hits both. A pair is one unit for e
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import workload
@@ -39,12 +35,12 @@ from luthier.recipe.corpus import Input
 from luthier.recipe.methods import Dpo, Kto, Orpo, Reward
 from luthier.recipe.training import Training
 from luthier.records import Preference, Sequence
-from luthier.runtime import keep_big_blocks, peak_memory_bytes
+from luthier.runtime import keep_big_blocks, num_threads, peak_memory_bytes
 from luthier.stages.reference import with_reference
 from luthier.training.learner import Learner, new_learner
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import one_step
-from sft_vs_trl import INSTALL, positive
+from pairs import Clock, lacks_trl, positive, run_pairs
 
 SIDES = ("luthier", "trl")
 METHODS: dict[str, Any] = {"dpo": Dpo(), "kto": Kto(), "orpo": Orpo(), "reward": Reward()}
@@ -72,9 +68,7 @@ def main() -> int:
     if arguments.child:
         CHILDREN[arguments.child](arguments)
         return 0
-    missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(INSTALL.format(missing=" or ".join(missing)).replace("sft_vs_trl", "methods_vs_trl"), file=sys.stderr)
+    if lacks_trl():
         return 2
     found = {method: measured(method, arguments) for method in arguments.methods}
     result = {
@@ -106,7 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="which methods (default all)")
     add("--steps", type=positive, default=8, help="timed steps, after one warm-up step (default 8)")
     add("--repeats", type=positive, default=2, help="pairs of children (default 2)")
-    add("--threads", type=positive, default=workload.default_threads(), help="OpenMP threads of each child")
+    add("--threads", type=positive, default=num_threads(), help="OpenMP threads of each child")
     add("--json", action="store_true", help="one line of JSON instead of the table")
     add("--child", choices=tuple(CHILDREN), help=argparse.SUPPRESS)
     add("--method", choices=tuple(METHODS), help=argparse.SUPPRESS)
@@ -116,33 +110,15 @@ def parse_arguments() -> argparse.Namespace:
 
 def measured(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The rows, references and adapter once, then the sides in turn."""
-    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
-        run_child("prepare", method, Path(name), arguments.threads)
-        for repeat, side in itertools.product(range(arguments.repeats), SIDES):
-            run_child(side, method, Path(name), arguments.threads)
-            run = Run(**json.loads((Path(name) / f"{side}.json").read_text(encoding="utf-8")))
-            runs[side].append(run)
-            figures = f"{pairs_per_second([run]):.2f} pairs/s, {run.peak_memory_bytes / 1e9:.2f} GB"
-            print(f"{method} {repeat + 1} of {arguments.repeats}: {side} {figures}", file=sys.stderr)
+        runs = run_pairs(Run, SIDES, Path(name), arguments, figures, "--method", method, name=method)
         facts = json.loads((Path(name) / "facts.json").read_text(encoding="utf-8"))
     return compare(runs, facts)
 
 
-def run_child(child: str, method: str, folder: Path, threads: int) -> None:
-    """A fresh process with the same command line; its chatter is shown only where it fails."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    more = ["--child", child, "--method", method, "--folder", str(folder)]
-    command = [sys.executable, __file__, *sys.argv[1:], *more]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the {child} child of {method} failed:\n{done.stderr.strip()[-4000:]}")
+def figures(run: Run) -> str:
+    """What is said of a child."""
+    return f"{pairs_per_second([run]):.2f} pairs/s, {run.peak_memory_bytes / 1e9:.2f} GB"
 
 
 def pairs_per_second(runs: list[Run]) -> float:
@@ -290,17 +266,8 @@ def train_trl(arguments: argparse.Namespace) -> None:
     keep_big_blocks()
     batches, tune, folder = read_batches(arguments.folder), training_of(arguments.method), arguments.folder
     losses: list[Any] = []
-    ends: list[float] = []
+    clock = Clock()
     computed: list[int] = []
-
-    class Clock(TrainerCallback):
-        """Notes the clock at the start and after each step."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
 
     model = load_model(workload.MODEL, precision="float32")
     wrapped = trl_preferences.adapted(arguments.method, model, folder / "adapter", folder)
@@ -317,7 +284,7 @@ def train_trl(arguments: argparse.Namespace) -> None:
     trainer = trl_preferences.make_trainer(
         arguments.method, METHODS[arguments.method], wrapped, examples, model.tokenizer, more
     )
-    trainer.add_callback(Clock())
+    trainer.add_callback(clock)
     plain_step = trainer.training_step
 
     def recorded_step(model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
@@ -330,7 +297,7 @@ def train_trl(arguments: argparse.Namespace) -> None:
 
     trainer.training_step = recorded_step
     trainer.train()
-    finish(folder, "trl", [float(loss) for loss in losses], ends, computed)
+    finish(folder, "trl", [float(loss) for loss in losses], clock.ends, computed)
 
 
 CHILDREN = {"prepare": prepare, "luthier": train_luthier, "trl": train_trl}

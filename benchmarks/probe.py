@@ -14,9 +14,7 @@ import importlib.util
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import workload
@@ -42,10 +40,11 @@ from luthier.recipe.adapters import Probe
 from luthier.recipe.checkpoints import Checkpoints
 from luthier.recipe.schedules import Constant
 from luthier.records import Labelled, Sequence
-from luthier.runtime import keep_big_blocks, peak_memory_bytes
+from luthier.runtime import keep_big_blocks, num_threads, peak_memory_bytes
 from luthier.training.course import Course
 from luthier.training.loop import train
 from luthier.training.probe import ProbeLearner
+from pairs import Clock, run_pairs
 
 SIDES = ("luthier", "trainer")
 PACKAGES = ("luthier", "torch", "transformers", "accelerate")
@@ -112,7 +111,7 @@ def main() -> int:
         print(INSTALL, file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as name:
-        runs = run_pairs(Path(name), settings)
+        runs = run_pairs(Run, SIDES, Path(name), settings, lambda run: f"{run.seconds:.1f} s")
         facts = json.loads((Path(name) / "facts.json").read_text(encoding="utf-8"))
     found = compare(settings, runs, facts)
     print(json.dumps(found) if arguments.json else table(found))
@@ -134,40 +133,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--limit", type=int, default=0, help="only so many rows, evenly spaced in the file (default all)")
     add("--epochs", type=int, default=10, help="epochs of both (default 10)")
     add("--repeats", type=int, default=1, help="pairs of children (default 1)")
-    add("--threads", type=int, default=workload.default_threads(), help="OpenMP threads of each child")
+    add("--threads", type=int, default=num_threads(), help="OpenMP threads of each child")
     add("--prompt", choices=("instruction", "text"), default="instruction", help="what stands around each row")
     add("--json", action="store_true", help="one line of JSON instead of the table")
     add("--child", choices=tuple(CHILDREN), help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def run_pairs(folder: Path, settings: Settings) -> dict[str, list[Run]]:
-    """The rows once, then the sides in turn."""
-    run_child("prepare", folder, settings.threads)
-    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
-    for repeat in range(settings.repeats):
-        for side in SIDES:
-            run_child(side, folder, settings.threads)
-            run = Run(**json.loads((folder / f"{side}.json").read_text(encoding="utf-8")))
-            runs[side].append(run)
-            print(f"pair {repeat + 1} of {settings.repeats}: {side} {run.seconds:.1f} s", file=sys.stderr)
-    return runs
-
-
-def run_child(child: str, folder: Path, threads: int) -> None:
-    """A fresh process with the same command line; its chatter is shown only where it fails."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, *sys.argv, "--child", child, "--folder", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the {child} child failed:\n{done.stderr.strip()[-4000:]}")
 
 
 def compare(settings: Settings, runs: dict[str, list[Run]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -343,16 +314,7 @@ def train_trainer(folder: Path, settings: Settings) -> None:
     model.body.eval()
     rows = [dict(zip(("tokens", "start", "label"), row, strict=True)) for row in work.rows]
     losses: list[torch.Tensor] = []
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        """Notes the clock at the start and at the end."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
+    clock = Clock()
 
     class Recorder(Trainer):
         """Takes the rows in their order, and keeps each step's loss; logging every step would cost it time."""
@@ -388,7 +350,7 @@ def train_trainer(folder: Path, settings: Settings) -> None:
         ),
         train_dataset=[rows[index] for epoch in work.order for index in epoch],
         data_collator=collate,
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
     computed = model.computed_tokens
@@ -396,7 +358,11 @@ def train_trainer(folder: Path, settings: Settings) -> None:
         parts = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
         logits = torch.cat([model(**collate(part))["logits"] for part in parts])
     found = [float(loss) for loss in losses]
-    finish(folder, "trainer", Run(times[1] - times[0], 0.0, found, hits(logits, work), computed, peak_memory_bytes()))
+    finish(
+        folder,
+        "trainer",
+        Run(clock.finished - clock.ends[0], 0.0, found, hits(logits, work), computed, peak_memory_bytes()),
+    )
 
 
 def hits(logits_BL: torch.Tensor, work: Work) -> float:

@@ -33,7 +33,7 @@ from luthier.methods import make_method
 from luthier.methods.base import MAIN, Batch, Example, Objective
 from luthier.models import load_model
 from luthier.recipe import Tune
-from luthier.runtime import keep_big_blocks
+from luthier.runtime import keep_big_blocks, num_threads
 from luthier.training.learner import Learner, label_head, new_learner
 from luthier.training.loop import rows_of_step
 from luthier.training.optimizers import make_optimizer
@@ -331,7 +331,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--rows", type=Path, default=workload.NEWSROOM, help=".jsonl or .csv, or .txt of text|LABEL lines")
     add("--batch-size", type=int, default=16, help="rows of a step (default 16)")
     add("--repeats", type=int, default=7, help="timed steps, each followed by its products (default 7)")
-    add("--threads", type=int, default=workload.default_threads(), help="OpenMP threads")
+    add("--threads", type=int, default=num_threads(), help="OpenMP threads")
     add("--profile", action="store_true", help="also where one step's time goes, by operator")
     add("--json", action="store_true", help="one line of JSON instead of the tables")
     arguments = parser.parse_args()

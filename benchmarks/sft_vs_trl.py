@@ -11,13 +11,10 @@ why that is fair stands in README.md beside this file.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +24,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import workload
@@ -36,10 +32,11 @@ from luthier.methods.sft import LabelSft
 from luthier.models import load_model
 from luthier.recipe import Tune
 from luthier.records import Sequence
-from luthier.runtime import keep_big_blocks, peak_memory_bytes
+from luthier.runtime import keep_big_blocks, num_threads, peak_memory_bytes
 from luthier.training.learner import new_learner
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import one_step
+from pairs import Clock, lacks_trl, positive, run_pairs
 
 SIDES = ("luthier", "trl")
 PACKAGES = ("luthier", "trl", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -48,11 +45,6 @@ TUNE = Tune(method="sft", learning_rate=5e-4, batch_size=16)
 LARGEST_LOSS_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
 # in bfloat16 the two sides round in other places, and the first update at full rate carries that on
 NUM_COMPARED_STEPS = {"float32": 3, "bfloat16": 1}
-INSTALL = """TRL is missing here: no package named {missing}. luthier does not need it; make an environment:
-    python3 -m venv trl-env
-    trl-env/bin/pip install torch==2.13.0
-    trl-env/bin/pip install -c constraints.txt trl==1.16.0 datasets -e .
-    trl-env/bin/python benchmarks/sft_vs_trl.py"""
 UNLIKE = """The two sides did not train alike: the losses of the first {steps} steps differ by {found:.2e}
 ({allowed:g} is allowed), so their speeds say nothing. Look for a difference in tokens, masks, adapter weights
 or optimizer."""
@@ -109,12 +101,10 @@ def main() -> int:
     if arguments.child:
         CHILDREN[arguments.child](arguments.folder, settings)
         return 0
-    missing = [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(INSTALL.format(missing=" or ".join(missing)), file=sys.stderr)
+    if lacks_trl():
         return 2
     with tempfile.TemporaryDirectory() as name:
-        runs = run_pairs(Path(name), settings)
+        runs = run_pairs(Run, SIDES, Path(name), settings, figures)
         facts = json.loads((Path(name) / "facts.json").read_text(encoding="utf-8"))
     found = compare(settings, runs, facts)
     print(json.dumps(found) if arguments.json else table(found))
@@ -134,7 +124,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--rows", type=Path, default=workload.NEWSROOM, help=".jsonl or .csv, or .txt of text|LABEL lines")
     add("--steps", type=positive, default=8, help="timed steps, after one warm-up step (default 8)")
     add("--repeats", type=positive, default=2, help="pairs of children (default 2)")
-    add("--threads", type=positive, default=workload.default_threads(), help="OpenMP threads of each child")
+    add("--threads", type=positive, default=num_threads(), help="OpenMP threads of each child")
     add("--no-label-list", action="store_true", help="a shorter prompt, so that rows share less")
     add("--trl-padding-free", action="store_true", help="TRL's padding-free batches")
     add(
@@ -155,46 +145,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
-
-
-def run_pairs(folder: Path, settings: Settings) -> dict[str, list[Run]]:
-    """The rows and the adapter once, then the sides in turn."""
-    run_child("prepare", folder, settings.threads)
-    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
-    for repeat in range(settings.repeats):
-        for side in SIDES:
-            run_child(side, folder, settings.threads)
-            run = Run(**json.loads((folder / f"{side}.json").read_text(encoding="utf-8")))
-            runs[side].append(run)
-            figures = f"{rows_per_second([run]):.2f} rows/s, {run.peak_memory_bytes / 1e9:.2f} GB"
-            print(f"pair {repeat + 1} of {settings.repeats}: {side} {figures}", file=sys.stderr)
-    return runs
-
-
-def run_child(child: str, folder: Path, threads: int) -> None:
-    """A fresh process with the same command line; its chatter is shown only where it fails."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "CUDA_VISIBLE_DEVICES": "",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, *sys.argv, "--child", child, "--folder", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"the {child} child failed:\n{done.stderr.strip()[-4000:]}")
-
-
 def rows_per_second(runs: list[Run]) -> float:
     """Median over the timed steps of all runs."""
     return TUNE.batch_size / statistics.median(seconds for run in runs for seconds in run.step_seconds[1:])
+
+
+def figures(run: Run) -> str:
+    """What is said of a child."""
+    return f"{rows_per_second([run]):.2f} rows/s, {run.peak_memory_bytes / 1e9:.2f} GB"
 
 
 def compare(settings: Settings, runs: dict[str, list[Run]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -343,17 +301,8 @@ def train_trl(folder: Path, settings: Settings) -> None:
         keep_big_blocks()
     batches = read_batches(folder)
     losses: list[Any] = []
-    ends: list[float] = []
+    clock = Clock()
     computed: list[int] = []
-
-    class Clock(TrainerCallback):
-        """Notes the clock at the start and after each step."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
 
     class Recorder(SFTTrainer):
         """Keeps each step's loss and size; logging every step would cost TRL time."""
@@ -401,10 +350,10 @@ def train_trl(folder: Path, settings: Settings) -> None:
             ]
         ),
         processing_class=model.tokenizer,
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
-    finish(folder, "trl", [float(loss) for loss in losses], ends, computed)
+    finish(folder, "trl", [float(loss) for loss in losses], clock.ends, computed)
 
 
 CHILDREN = {"prepare": prepare, "luthier": train_luthier, "trl": train_trl}

@@ -30,7 +30,7 @@ from luthier.methods.base import MAIN, Example
 from luthier.models import load_model
 from luthier.recipe import Lora, Tune
 from luthier.recipe.adapters import Sparse
-from luthier.runtime import keep_big_blocks, peak_memory_bytes, reset_peak_memory
+from luthier.runtime import keep_big_blocks, num_threads, peak_memory_bytes, reset_peak_memory
 from luthier.training.learner import Learner, label_head, new_learner
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import one_step
@@ -79,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0, help="of LoRA; 0: as many parameters as the sparse adapter")
     parser.add_argument("--batch", type=int, default=16, help="rows of a step")
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
-    parser.add_argument("--threads", type=int, default=workload.default_threads())
+    parser.add_argument("--threads", type=int, default=num_threads())
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)

@@ -12,7 +12,7 @@ from luthier.corpus.formats import read_rows
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Task
 from luthier.records import Labelled
-from luthier.runtime import num_cores, num_threads
+from luthier.runtime import num_cores, processor_name
 
 MODEL = "smollm2-135m-instruct"
 NEWSROOM = Path(__file__).resolve().parent.parent / "examples" / "newsroom" / "train.jsonl"
@@ -37,11 +37,6 @@ def make_prompt(rows: Sequence[Labelled], tokenizer: Any, lists_labels: bool) ->
     return ClassifyPrompt(task, Layout(tokenizer), lists_labels=lists_labels)
 
 
-def default_threads() -> int:
-    """$OMP_NUM_THREADS where it is set, else every core this process may use."""
-    return num_threads()
-
-
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions, and the Python that runs them."""
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
@@ -50,13 +45,3 @@ def versions(*packages: str) -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {"processor": processor_name(), "cores": num_cores(), "system": platform.platform()}
-
-
-def processor_name() -> str:
-    """The model name the kernel gives, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

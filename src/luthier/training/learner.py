@@ -243,7 +243,7 @@ def label_head(model: LoadedModel, prompt: ClassifyPrompt) -> nn.Linear:
         vectors = out.weight_VD.detach()[list(tokens)].float()
         weights = torch.tensor([0.5**i for i in range(len(tokens))], device=vectors.device)
         rows.append((vectors * (weights / weights.sum())[:, None]).sum(0))
-    head = nn.Linear(out.weight_VD.shape[1], len(labels)).to(out.weight_VD.device)
+    head = nn.Linear(out.weight_VD.shape[1], len(labels))
     with torch.no_grad():
         head.weight.copy_(torch.stack(rows) * out.scale)
         head.bias.zero_()
