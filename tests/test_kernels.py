@@ -253,9 +253,11 @@ def test_other_types_run_the_family_s_own_code():
 @pytest.mark.parametrize("block_tokens", [1, 8, 4096])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("product_keys", [0, 6, 4096])
-def test_parts_equal_one_masked_softmax(product_keys, window, block_tokens, monkeypatch):
+@pytest.mark.parametrize("folded_keys", [0, 6, 160])
+def test_parts_equal_one_masked_softmax(product_keys, folded_keys, window, block_tokens, monkeypatch):
     """Output and gradients of grouped-query attention, against softmax over the whole mask in float64."""
     monkeypatch.setattr(parts, "PRODUCT_KEYS", product_keys)
+    monkeypatch.setattr(plans, "FOLDED_KEYS", folded_keys)
     forest = build_forest(rows())
     plan = plans.plan_forest(forest, "grouped", block_tokens=block_tokens)
     size = forest.num_tokens

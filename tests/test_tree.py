@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.forest import plan as plans
 from luthier.forest.plan import plan_forest
 from luthier.forest.tree import Forest, build_forest
 from luthier.records import Sequence
@@ -179,22 +180,32 @@ def test_the_order_of_the_sequences_changes_no_row(many, seed):
     assert [int(forest.last_row_S[i]) for i in order] == shuffled.last_row_S.tolist()
 
 
-@settings(max_examples=150)
-@given(many=sequences(), block_tokens=st.sampled_from([1, 2, 5, 100]))
-def test_the_parts_of_a_plan_are_the_whole_mask(many, block_tokens):
-    """Blocks and crosses together let each token see what it may see, once, and nothing else."""
+@settings(max_examples=300)
+@given(
+    many=sequences(),
+    block_tokens=st.sampled_from([1, 2, 5, 100]),
+    folded_keys=st.sampled_from([0, 4, 8, 160]),
+    folded_copies=st.sampled_from([1, 4]),
+)
+def test_the_parts_of_a_plan_are_the_whole_mask(many, block_tokens, folded_keys, folded_copies):
+    """Blocks, the trunks copied to them, and crosses let each token see what it may see, once, and nothing else."""
     forest = build_forest(many)
-    plan = plan_forest(forest, block_tokens=block_tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "FOLDED_KEYS", folded_keys)
+        patch.setattr(plans, "FOLDED_COPIES", folded_copies)
+        plan = plan_forest(forest, block_tokens=block_tokens)
     seen = np.zeros((forest.num_tokens, forest.num_tokens), dtype=int)
     for block in plan.blocks:
         for g in range(len(block.index_GT)):
             valid = block.valid_GT[g].numpy()
             rows = block.index_GT[g].numpy()[valid]
-            size = len(rows)
-            inside = np.tri(size, dtype=bool)
-            if block.mask_G1TT is not None:
-                inside = block.mask_G1TT[g, 0].numpy()[:size, :size] == 0
-            seen[np.ix_(rows, rows)] += inside
+            keys = block.keys_GJ[g].numpy()
+            if block.mask_G1TJ is None:
+                inside = np.tri(len(valid), dtype=bool)[valid]
+            else:
+                inside = block.mask_G1TJ[g, 0].numpy()[valid] == 0
+            for row, sees in zip(rows, inside, strict=True):
+                np.add.at(seen[row], keys[sees], 1)
     for cross in plan.crosses:
         seen[cross.query_start : cross.query_end, cross.key_start : cross.key_end] += 1
     assert np.array_equal(seen, forest.visible_NN().astype(int))

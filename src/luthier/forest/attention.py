@@ -142,11 +142,10 @@ def grouped(
 ) -> tuple[Tensor, Tensor]:
     """Output [N, H, D] and log-sum-exp [N, H] by parts; `past` is one more ancestor of every row."""
     heads, key_heads = query.shape[1], key.shape[1]
-    q, k, v = (padded(tensor, plan) for tensor in (query, key, value))
+    q, k, v = padded(query, plan), padded_keys(key, plan), padded_keys(value, plan)
     outs, lses = [], []
-    for i, block in enumerate(plan.blocks):
-        mask = block_mask(block, plan, window)
-        part = Part(plan.cut(q, i, heads), plan.cut(k, i, key_heads), plan.cut(v, i, key_heads), mask, mask is None)
+    for i in range(len(plan.blocks)):
+        part = block_part(plan, i, window, (q, k, v), (heads, key_heads))
         part_out, part_lse = part_forward(part, scores)
         outs.append(part_out.reshape(-1, part_out.shape[-1]))
         lses.append(part_lse.reshape(-1))
@@ -205,12 +204,12 @@ def block_gradients(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor, delta: Te
     query, key, value, out, lse = saved
     plan, scores = ctx.plan, ctx.scores
     heads, key_heads = query.shape[1], key.shape[1]
-    q, k, v, g = (padded(tensor, plan) for tensor in (query, key, value, grad))
+    q, k, v = padded(query, plan), padded_keys(key, plan), padded_keys(value, plan)
+    g = padded(grad, plan)
     lse, delta = (tensor.reshape(-1).index_select(0, plan.head_rows(heads).rows) for tensor in (lse, delta))
     found: list[list[Tensor]] = [[], [], []]
     for i, block in enumerate(plan.blocks):
-        mask = block_mask(block, plan, ctx.window)
-        part = Part(plan.cut(q, i, heads), plan.cut(k, i, key_heads), plan.cut(v, i, key_heads), mask, mask is None)
+        part = block_part(plan, i, ctx.window, (q, k, v), (heads, key_heads))
         part_lse = plan.cut(lse, i, heads)
         if not block.whole:  # padding repeats row 0: nothing may flow back from it
             part_lse = part_lse.masked_fill(~block.valid_GT[:, None], -MASKED)
@@ -219,11 +218,15 @@ def block_gradients(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor, delta: Te
         whole = Whole(plan.cut(g, i, heads), part_out, part_lse, plan.cut(delta, i, heads))
         for pieces, piece in zip(found, part_backward(part, whole, scores), strict=True):
             pieces.append(piece.reshape(-1, piece.shape[-1]))
-    counts = (heads, key_heads, key_heads)
-    return [
-        join(pieces).index_select(0, plan.head_rows(count).place).view(-1, count, query.shape[-1])
-        for pieces, count in zip(found, counts, strict=True)
-    ]
+    dq = join(found[0]).index_select(0, plan.head_rows(heads).place).view(-1, heads, query.shape[-1])
+    rows = plan.head_rows(key_heads).key_rows  # of a trunk's rows there are copies: their gradients add up
+    dk, dv = (
+        grad.new_zeros(query.shape[2] * key_heads, query.shape[-1])
+        .index_add_(0, rows, join(pieces))
+        .view(-1, key_heads, query.shape[-1])
+        for pieces in found[1:]
+    )
+    return [dq, dk, dv]
 
 
 def padded(tensor: Tensor, plan: Plan) -> Tensor:
@@ -231,6 +234,23 @@ def padded(tensor: Tensor, plan: Plan) -> Tensor:
     heads = tensor.shape[1]
     rows = tensor[0].transpose(0, 1).reshape(-1, tensor.shape[-1])
     return rows.index_select(0, plan.head_rows(heads).rows)
+
+
+def padded_keys(tensor: Tensor, plan: Plan) -> Tensor:
+    """[1, K, N, D] -> the head rows of the keys of all blocks, those of trunks above included: [X, D]."""
+    heads = tensor.shape[1]
+    rows = tensor[0].transpose(0, 1).reshape(-1, tensor.shape[-1])
+    return rows.index_select(0, plan.head_rows(heads).key_rows)
+
+
+def block_part(
+    plan: Plan, index: int, window: int | None, rows: tuple[Tensor, Tensor, Tensor], heads: tuple[int, int]
+) -> Part:
+    """Block `index` under its keys. rows: queries, keys and values of all blocks; heads: those of queries and of keys."""
+    q, k, v = rows
+    mask = block_mask(plan.blocks[index], plan, window)
+    query = plan.cut(q, index, heads[0])
+    return Part(query, plan.cut_keys(k, index, heads[1]), plan.cut_keys(v, index, heads[1]), mask, mask is None)
 
 
 def join(pieces: list[Tensor]) -> Tensor:
@@ -256,16 +276,18 @@ def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 def block_mask(block: Block, plan: Plan, window: int | None) -> Tensor | None:
     """The additive mask of a block, sliding window included; None for a plain causal run."""
-    mask = block.mask_G1TT
+    mask = block.mask_G1TJ
     if window is not None:
-        positions = plan.positions_N[block.index_GT]
-        far = positions[:, :, None] - positions[:, None, :] >= window
+        positions_GT, positions_GJ = plan.positions_N[block.index_GT], plan.positions_N[block.keys_GJ]
+        far = positions_GT[:, :, None] - positions_GJ[:, None, :] >= window
+        length = positions_GT.shape[1]
         if mask is None:
-            length = positions.shape[1]
             far = far | torch.ones(length, length, dtype=torch.bool, device=far.device).triu(1)
             mask = torch.zeros(1, 1, 1, 1, device=far.device)
-        diagonal = torch.eye(positions.shape[1], dtype=torch.bool, device=far.device)
-        mask = (mask + far[:, None] * MASKED).masked_fill(diagonal, 0.0)  # padding sees itself, so no row is blind
+        num_above = positions_GJ.shape[1] - length
+        itself = torch.eye(length, dtype=torch.bool, device=far.device)
+        itself = nn.functional.pad(itself, (num_above, 0))
+        mask = (mask + far[:, None] * MASKED).masked_fill(itself, 0.0)  # padding sees itself, so no row is blind
     return mask
 
 
