@@ -202,10 +202,10 @@ def block_shape(block: Block, heads: int) -> tuple[int, int, int]:
     """(products, queries, keys) with as many multiply-adds as the block has visible pairs of real tokens."""
     num_blocks, size = block.index_GT.shape
     lengths = block.valid_GT.sum(1)
-    if block.mask_G1TT is None:
+    if block.mask_G1TJ is None:
         pairs = int((lengths * (lengths + 1) // 2).sum())
     else:
-        pairs = int(((block.mask_G1TT[:, 0] > MASKED / 2) & block.valid_GT[:, :, None]).sum())
+        pairs = int(((block.mask_G1TJ[:, 0] > MASKED / 2) & block.valid_GT[:, :, None]).sum())
     return num_blocks * heads, size, max(1, round(pairs / (num_blocks * size)))
 
 
