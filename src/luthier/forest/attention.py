@@ -246,7 +246,7 @@ def padded_keys(tensor: Tensor, plan: Plan) -> Tensor:
 def block_part(
     plan: Plan, index: int, window: int | None, rows: tuple[Tensor, Tensor, Tensor], heads: tuple[int, int]
 ) -> Part:
-    """Block `index` under its keys. rows: queries, keys and values of all blocks; heads: those of queries and of keys."""
+    """Block `index` and its keys. rows: queries, keys, values of all blocks; heads: how many queries and keys have."""
     q, k, v = rows
     mask = block_mask(plan.blocks[index], plan, window)
     query = plan.cut(q, index, heads[0])

@@ -204,8 +204,7 @@ def fold(pieces: list[tuple[Node, int]]) -> tuple[list[Subtree], list[Cross]]:
         else:
             crosses.append(Cross(end, node.subtree_end, node.start, end))
     subtrees = [
-        Subtree(node.start, end, end == node.end, tuple(rows))
-        for (node, end), rows in zip(pieces, above, strict=True)
+        Subtree(node.start, end, end == node.end, tuple(rows)) for (node, end), rows in zip(pieces, above, strict=True)
     ]
     return subtrees, crosses[::-1]
 
@@ -258,9 +257,7 @@ def make_block(forest: Forest, group: list[Subtree], device: torch.device | str)
     return Block(index_GT, valid_GT, keys_GJ, mask, bool(valid.all()))
 
 
-def fill_visible(
-    nodes: tuple[Node, ...], group: list[Subtree], inside: dict[int, int], visible: np.ndarray
-) -> None:
+def fill_visible(nodes: tuple[Node, ...], group: list[Subtree], inside: dict[int, int], visible: np.ndarray) -> None:
     """Set visible[g, query, key] for every node of every block of the group, in place."""
     end_of = {item.start: item.end for item in group}
     current, base, limit = -1, 0, 0

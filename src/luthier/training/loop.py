@@ -19,9 +19,8 @@ from luthier.processes import any_of, wait
 from luthier.recipe import Training
 from luthier.signals import Stop
 from luthier.training.averaging import WeightAverage
-from luthier.training.checkpoint import History, Progress, StepDone, load_best, save_best
+from luthier.training.checkpoint import History, Progress, StepDone, load_best
 from luthier.training.course import Course, Order
-from luthier.training.judging import check_metric, has_ended
 from luthier.training.keeper import Keeper, Say
 from luthier.training.learner import Learner
 from luthier.training.memory import Room
@@ -30,8 +29,9 @@ from luthier.training.noise import disturbed
 from luthier.training.optimizers import make_optimizer
 from luthier.training.ranks import here, refuse_other_rows
 from luthier.training.schedules import schedule_of
-from luthier.training.step import divisors, evaluate, one_step, varied
+from luthier.training.step import divisors, one_step, varied
 from luthier.training.unfreezing import thawing
+from luthier.training.validator import Validator
 
 Report = Callable[[Progress], None]
 
@@ -89,48 +89,19 @@ def train(
     def step_of(rows: Sequence[Example], factor: float, step: int, cut: Training) -> StepDone:
         return one_step(learner, objective, rows, optimizer, factor, cut, step, course.penalty)
 
-    def ended() -> bool:
-        return history.step == num_steps or has_ended(history.validation, training)
-
-    def keep_best() -> None:
-        ranks.bring_home(learner, whole)
-        save_best(whole, folder)
-
-    def judge() -> bool:
-        """Validate if that is due (now, or when the training was stopped), keep the best weights; whether it was."""
-        last = history.step == num_steps
-        if not validation:
-            if last and not history.best_step:
-                with average.in_place(learner):
-                    keep_best()
-                history.best_step = num_steps
-            return False
-        if history.validated() or not (last or (history.step and history.step % evaluate_every == 0)):
-            return False
-        started = time.perf_counter()
-        room.give_back()
-        with average.in_place(learner):
-            loss, figures = evaluate(learner, objective, validation, room.training.pass_tokens)
-            keeper.lift()  # what is noted as best and what lies in best/ belong together
-            history.record_validation(history.step, loss, figures, training.metric)
-            if history.best_step == history.step:
-                keep_best()
-        room.give_back()
-        history.validation_seconds += time.perf_counter() - started
-        keeper.note_good()
-        return True
-
+    validator = Validator(
+        learner, whole, objective, validation, training, folder, evaluate_every, room, keeper, average, ranks
+    )
     disturbing = disturbed(learner, training, seed, examples)
     thawed = thawing(learner, training, num_steps, num_rows / training.batch_size)
     with Stop() as stop, keeper.rescue(), room, disturbing as disturbance, thawed as thaw:
-        if not ended():
+        if not validator.has_ended():
             room.prepare(Rows(num_steps, steps, rows_at, [row.num_tokens for row in examples]), history.step)
         keeper.note_good()
-        if training.metric != "loss" and validation and not history.validation:
-            check_metric(evaluate(learner, objective, validation, room.training.pass_tokens)[1], training.metric)
-        judge()
+        validator.check()
+        validator.judge()
         for step in range(history.step, num_steps):
-            if ended():
+            if validator.has_ended():
                 break
             started = time.perf_counter()
             factor = schedule.factor(step, history.validation)
@@ -146,10 +117,10 @@ def train(
             if any_of(stop.wanted):  # a validation that is due now is done when the training goes on
                 keeper.save()
                 stop.leave(told)
-            validated = judge()
+            validated = validator.judge()
             report(history.progress())
             stopping = any_of(stop.wanted)  # asked once: what is said to be saved is saved
-            if stopping or keeper.due(validated) or ended():
+            if stopping or keeper.due(validated) or validator.has_ended():
                 keeper.save()
             if stopping:
                 stop.leave(told)
