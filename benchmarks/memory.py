@@ -51,7 +51,7 @@ class Variant:
 
 
 VARIANTS = {
-    "luthier": Variant("luthier", {}, "luthier at its defaults: passes of 4,096 tokens, chunked head"),
+    "luthier": Variant("luthier", {}, "luthier at its defaults: passes of 2,048 tokens, chunked head"),
     "luthier_whole": Variant("luthier", {"micro_batch_tokens": 1 << 20}, "luthier, the batch in one pass"),
     "luthier_selective": Variant(
         "luthier", {"memory": Memory(checkpointing="selective")}, "luthier, norms and gates made again"

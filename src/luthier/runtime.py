@@ -16,19 +16,21 @@ from typing import Any
 from luthier.errors import RunError
 from luthier.processes import local_rank, num_processes_here
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
 CONTAINERS = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory")  # where a container finds its limits, versions 2 and 1
 
 
 def keep_big_blocks() -> None:
     """Tell glibc to keep freed tensors' memory instead of returning it to the system after each one.
 
-    Cuts page faults. Does nothing on another C library.
+    Cuts page faults. Small freed pieces are joined to their neighbours at once: one that stays apart keeps a tensor's
+    place from being used for the next of its size (docs/memory.md). Does nothing on another C library.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_MXFAST, 0)
     except (OSError, AttributeError):
         return
 

@@ -12,7 +12,7 @@ from luthier.recipe.base import Part
 if TYPE_CHECKING:
     from luthier.recipe.training import Training
 
-DEFAULT_MICRO_BATCH_TOKENS = 4096
+DEFAULT_MICRO_BATCH_TOKENS = 2048
 WAYS = ("off", "selective", "all")
 
 
