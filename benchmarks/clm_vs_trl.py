@@ -76,7 +76,7 @@ class Settings:
     def training(self) -> Training:
         """luthier's defaults of clm, a step in one piece."""
         whole = self.num_windows * self.window_tokens
-        return Training(**Clm.tune, batch_size=self.num_windows, micro_batch_tokens=whole)
+        return Training(**{**Clm.tune, "batch_size": self.num_windows, "micro_batch_tokens": whole})
 
 
 # --- the parent ----------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Variant:
 
 
 VARIANTS = {
-    "luthier": Variant("luthier", {}, "luthier at its defaults: passes of 2,048 tokens, chunked head"),
+    "luthier": Variant("luthier", {}, "luthier at its defaults: passes of 1,024 tokens, chunked head"),
     "luthier_whole": Variant("luthier", {"micro_batch_tokens": 1 << 20}, "luthier, the batch in one pass"),
     "luthier_selective": Variant(
         "luthier", {"memory": Memory(checkpointing="selective")}, "luthier, norms and gates made again"
@@ -173,7 +173,7 @@ def train_luthier(name: str, folder: Path, settings: clm_vs_trl.Settings) -> Non
     """luthier's own step, under `tune.memory` as the training loop has it."""
     keep_big_blocks()
     batches = [[clm_vs_trl.make_example(window) for window in batch] for batch in clm_vs_trl.read_batches(folder)]
-    tune = Training(**Clm.tune, batch_size=settings.num_windows, **VARIANTS[name].changes)
+    tune = Training(**{**Clm.tune, "batch_size": settings.num_windows, **VARIANTS[name].changes})
     model = load_model(workload.MODEL, precision="float32")
     learner = new_learner(model, tune.adapter, seed=1, backend="grouped")
     learner.load(folder / "adapter")

@@ -17,7 +17,8 @@ class Clm(MethodPart):
         512, ge=16, description="Documents are cut into windows of at most this many tokens; none crosses a document."
     )
     end_documents: bool = Field(True, description="Learn the end-of-text token after each document.")
-    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 3e-4}
+    # windows share next to nothing, so small passes cost no time and save memory
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 3e-4, "micro_batch_tokens": 1024}
 
 
 class Mlm(MethodPart):
