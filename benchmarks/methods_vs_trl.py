@@ -169,9 +169,9 @@ def table(found: dict[str, Any]) -> str:
 
 
 def training_of(method: str) -> Training:
-    """luthier's defaults of the method, and one rate for adapter and head, as TRL has."""
-    rates = METHODS[method].tune
-    return Training(**rates, head_learning_rate=rates["learning_rate"], batch_size=BATCH_PAIRS)
+    """luthier's defaults of the method, a step in one piece, and one rate for adapter and head, as TRL has."""
+    values = METHODS[method].tune | {"micro_batch_tokens": 1 << 20}
+    return Training(**values, head_learning_rate=values["learning_rate"], batch_size=BATCH_PAIRS)
 
 
 def prepare(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from luthier.models import load_model
 from luthier.recipe import Lora, Training
 from luthier.recipe.stages import dump_stages, load_stages, parse_stages
 from luthier.records import Sequence
-from luthier.stages import train
+from luthier.stages import load_head, load_reward, train
 from luthier.stages.answer import load
 from luthier.stages.several import joint_verdict
 from luthier.stopped import Stopped
@@ -277,6 +277,36 @@ def test_a_stage_of_three_tasks(tasks, tiny_path, tmp_path):
     assert (tmp_path / "run" / "stages" / "01-all.three.json").stat().st_mtime_ns == stamp
     with pytest.raises(RunError, match=r'stage "all\.three" .* learnt no text to write\.'):
         load(tmp_path / "run")
+    asked_by_task(value, recipe, tmp_path / "run")
+
+
+def asked_by_task(value, recipe, folder):
+    """`load_head` with a task's name answers as the figures say; without one it asks for it."""
+    from luthier.progress import Silent
+    from luthier.stages.chain import Left
+    from luthier.stages.run import Stages
+    from luthier.stages.several import SeveralRun
+
+    run = SeveralRun(Stages(recipe, folder, Silent()), recipe.stages[0], folder / "stages" / "01-all.three",
+                     Left(recipe.model))  # fmt: skip
+    rows = run.tasks["keys"].rows.test
+    answers = load_head(folder, task="keys").predict([row.text for row in rows])
+    right = [answer["label"] == row.label for answer, row in zip(answers, rows, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(value["figures"]["keys/accuracy"]["after"]["value"])
+    rows = run.tasks["train"].rows.test
+    answers = load_head(folder, "all.three", "train").predict([row.text for row in rows])
+    gaps = [abs(answer["number"] - float(row.label)) for answer, row in zip(answers, rows, strict=True)]
+    assert np.mean(gaps) == pytest.approx(value["figures"]["train/absolute_error"]["after"]["value"], rel=1e-4)
+    (answer,) = load_head(folder, task="type").predict(["song goal painter"])
+    assert len(answer["tags"]) == 3
+    with pytest.raises(RunError, match="has several tasks. Say which, with --task: type, keys, train"):
+        load_head(folder)
+    with pytest.raises(
+        RunError, match=r'no such task "key" \(those to be asked so: type, keys, train\)\. Did you mean'
+    ):
+        load_head(folder, task="key")
+    with pytest.raises(RunError, match="no stage is a reward model"):
+        load_reward(folder, task="keys")
 
 
 def checked_by_hand(value, recipe, folder):

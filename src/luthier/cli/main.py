@@ -110,6 +110,12 @@ def predict_command(
         Path | None,
         typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False),
     ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Which stage to ask; by default the last with a head.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Which task of a stage that learnt several.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Label texts with the adapter of a run, with probabilities; grades, numbers and tags too, by a stage's head."""
@@ -118,8 +124,10 @@ def predict_command(
 
     texts = read_texts(text or [], file)
     if is_of_stages(run_folder):
-        print_heads(run_folder, texts, as_json)
+        print_heads(run_folder, texts, as_json, stage, task)
         return
+    if stage is not None or task is not None:
+        raise RunError(f"{run_folder}: a run of `luthier run` has one adapter, no stages or tasks. Leave both out.")
     answers = load(run_folder).predict(texts)
     if as_json:
         typer.echo(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False))
@@ -128,11 +136,11 @@ def predict_command(
         typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
 
 
-def print_heads(run_folder: Path, texts: list[str], as_json: bool) -> None:
+def print_heads(run_folder: Path, texts: list[str], as_json: bool, stage: str | None, task: str | None) -> None:
     """What the head of a run of stages says: one line a text, the answer before the text."""
     from luthier.stages import load_head
 
-    answers = load_head(run_folder).predict(texts)
+    answers = load_head(run_folder, stage, task).predict(texts)
     if as_json:
         told = [{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)]
         typer.echo(json.dumps(told, ensure_ascii=False))
@@ -159,6 +167,9 @@ def score_command(
     stage: Annotated[
         str | None, typer.Option(help="Which reward stage to ask; by default the last.", show_default=False)
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Which task of a stage that learnt several.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score answers with a reward model that `luthier train` left: normalised reward, reward, line, answer."""
@@ -166,7 +177,7 @@ def score_command(
     from luthier.stages.score import read_answers
 
     records = read_answers(rows)
-    scores = load_reward(run_folder, stage).score(records)
+    scores = load_reward(run_folder, stage, task).score(records)
     if as_json:
         typer.echo(json.dumps(scores, ensure_ascii=False))
         return

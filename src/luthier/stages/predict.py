@@ -13,10 +13,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.errors import DataError, RunError, did_you_mean
-from luthier.methods.base import Example, split_by_tokens
+from luthier.methods.base import MAIN, Example, split_by_tokens
 from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, RegressHead, TagHead
 from luthier.methods.heads.texts import text_sequences, word_sequences
 from luthier.methods.registry import make_stage_method
+from luthier.methods.several import task_key
 from luthier.models import LoadedModel, load_model
 from luthier.recipe.methods import MethodSettings
 from luthier.records import Sequence
@@ -49,6 +50,20 @@ HEADS = Kind(
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What is to be asked: the adapter's folder, the model below it, the method, and what the learner calls its head.
+
+    `task` is the name of one of several that the stage learnt.
+    """
+
+    left: Path
+    model: LoadedModel
+    method: Any
+    key: str = MAIN
+    task: str | None = None
+
+
+@dataclass(frozen=True)
 class HeadPredictor:
     """What `luthier.stages.load_head(run)` returns."""
 
@@ -56,6 +71,7 @@ class HeadPredictor:
     method: Head
     tokenizer: Any
     context_tokens: int
+    key: str = MAIN
 
     @torch.no_grad()
     def predict(self, texts: ManyOf[str]) -> list[dict[str, Any]]:
@@ -67,7 +83,7 @@ class HeadPredictor:
             raise TypeError('predict takes a list of texts: predict(["..."])')
         self.learner.eval()
         examples = [
-            Example((self.checked(sequence, number),), key=str(number - 1))
+            Example((self.checked(sequence, number),), key=str(number - 1), task=self.key)
             for number, sequence in enumerate(self.sequences(texts), start=1)
         ]
         found: dict[int, dict[str, Any]] = {}
@@ -96,52 +112,78 @@ class HeadPredictor:
         return sequence
 
 
-def load_head(run: str | Path, stage: str | None = None, attention: str = "auto") -> HeadPredictor:
+def load_head(
+    run: str | Path, stage: str | None = None, task: str | None = None, attention: str = "auto"
+) -> HeadPredictor:
     """The head that a stage of a finished run left: the last one with a head, or the stage of that name.
 
-    Raises RunError where the run is not finished, the stage has no head, or the model is another one now.
+    `task` names one of a stage that learnt several. Raises RunError where the run is not finished, the stage has no
+    head, several tasks have one and none is named, or the model is another one now.
     """
-    left, model, method = opened(run, stage, HEADS)
-    learner = load_learner(model, left, attention)
-    return HeadPredictor(learner, method, model.tokenizer, model.context_tokens - learner.virtual_tokens)
+    found = opened(run, stage, task, HEADS)
+    learner = load_learner(found.model, found.left, attention)
+    context_tokens = found.model.context_tokens - learner.virtual_tokens
+    return HeadPredictor(learner, found.method, found.model.tokenizer, context_tokens, found.key)
 
 
-def opened(run: str | Path, stage: str | None, kind: Kind) -> tuple[Path, LoadedModel, Any]:
-    """The adapter's folder, the model below it, and the method of the stage of a kind that is to be asked."""
+def opened(run: str | Path, stage: str | None, task: str | None, kind: Kind) -> Opened:
+    """The stage of a kind that is to be asked, or its task."""
     folder, result = Path(run), read_result(Path(run))
-    number, left = asked_stage(folder, result["stages"], stage, kind)
-    method = restored(left / METHOD_FILE)
+    stages = result["stages"]
+    number, task = asked_stage(folder, stages, stage, task, kind)
+    left = stage_folder(folder, stages, number) / "adapter"
+    method = restored(left / METHOD_FILE, task)
     recipe = yaml.safe_load(result["recipe"])
     set_up_torch()
-    merged = merged_below(folder, result["stages"], number)
+    merged = merged_below(folder, stages, number)
     model = load_model(str(merged or recipe["model"]), precision=recipe["precision"])
     if merged is None and model.sha256 != result["model"]["sha256"]:
         raise RunError(
             f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '
             f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
         )
-    return left, model, method
+    return Opened(left, model, method, MAIN if task is None else task_key(stages[number]["name"], task), task)
 
 
-def asked_stage(folder: Path, stages: list[dict[str, Any]], name: str | None, kind: Kind) -> tuple[int, Path]:
-    """Number and adapter folder of the stage to ask."""
-    lefts = [stage_folder(folder, stages, number) / "adapter" for number in range(len(stages))]
+def asked_stage(
+    folder: Path, stages: list[dict[str, Any]], name: str | None, task: str | None, kind: Kind
+) -> tuple[int, str | None]:
+    """Number of the stage to ask, and its task: None for a stage of one method."""
     names = [stage["name"] for stage in stages]
-    headed = [number for number, stage in enumerate(stages) if stage["method"] in kind.methods]
+    able = [tasks_of_kind(stage, kind) for stage in stages]
+    headed = [number for number, tasks in enumerate(able) if tasks]
     if name is not None and name not in names:
         raise RunError(f'{folder}: no stage "{name}"; there is {", ".join(names)}.{did_you_mean(name, names)}')
     if not headed or (name is not None and names.index(name) not in headed):
         there = f"; there is {', '.join(names[number] for number in headed)}" if headed else ""
         asked = kind.none if name is None else f'stage "{name}" {kind.not_one}'
         raise RunError(f"{folder}: {asked}{there}. {kind.others}")
-    number = headed[-1] if name is None else names.index(name)
-    return number, lefts[number]
+    with_task = [number for number in headed if task in able[number]]
+    number = names.index(name) if name is not None else (with_task or headed)[-1]
+    tasks = [one for one in able[number] if one is not None]
+    if task is not None and task not in tasks:
+        there = f"those to be asked so: {', '.join(tasks)}" if tasks else "it has no tasks; leave --task out"
+        raise RunError(
+            f'{folder}: stage "{names[number]}" has no such task "{task}" ({there}).{did_you_mean(task, tasks)}'
+        )
+    if task is None and len(tasks) > 1:
+        raise RunError(
+            f'{folder}: stage "{names[number]}" has several tasks. Say which, with --task: {", ".join(tasks)}.'
+        )
+    return number, task if task is not None or not tasks else tasks[0]
 
 
-def restored(path: Path) -> Any:
-    """The method with what it had learnt from its rows."""
+def tasks_of_kind(stage: dict[str, Any], kind: Kind) -> list[str | None]:
+    """The tasks of a stage that can be asked so; [None] for a stage of one method that can."""
+    methods = {name: one["method"] for name, one in (stage.get("tasks") or {}).items()} or {None: stage["method"]}
+    return [name for name, method in methods.items() if method in kind.methods]
+
+
+def restored(path: Path, task: str | None = None) -> Any:
+    """The method of a stage, or of one of its tasks, with what it had learnt from its rows."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = stored if task is None else stored[task]
         settings: Any = TypeAdapter(MethodSettings).validate_python(stored["settings"])
         method: Any = make_stage_method(settings)
     except (OSError, ValueError, KeyError, TypeError, ValidationError):

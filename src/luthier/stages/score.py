@@ -13,7 +13,7 @@ from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.rows import LIMITS, read_input
 from luthier.corpus.wire import kind_of
 from luthier.errors import DataError
-from luthier.methods.base import Example, split_by_tokens
+from luthier.methods.base import MAIN, Example, split_by_tokens
 from luthier.methods.preferences.pairs import Turns, answered
 from luthier.methods.preferences.reward import RewardMethod, ranked, read_last
 from luthier.prompts import Dialogue, Layout, PromptError
@@ -39,6 +39,7 @@ class RewardScorer:
     method: RewardMethod
     dialogue: Dialogue
     context_tokens: int
+    key: str = MAIN
 
     @torch.no_grad()
     def score(self, rows: ManyOf[Record]) -> list[dict[str, Any]]:
@@ -75,19 +76,23 @@ class RewardScorer:
         if longest > self.context_tokens:
             size = f"{longest:,} tokens; the model reads {self.context_tokens:,}"
             raise DataError(f"{source}: prompt and answer have {size}. Shorten the row, or leave it out.")
-        return Example(tuple(sequences))
+        return Example(tuple(sequences), task=self.key)
 
 
-def load_reward(run: str | Path, stage: str | None = None, attention: str = "auto") -> RewardScorer:
+def load_reward(
+    run: str | Path, stage: str | None = None, task: str | None = None, attention: str = "auto"
+) -> RewardScorer:
     """The reward model that a stage of a finished run left: the last one, or the stage of that name.
 
-    Raises RunError where the run is not finished, the stage is no reward model, or the model is another one now.
+    `task` names one of a stage that learnt several. Raises RunError where the run is not finished, the stage is no
+    reward model, or the model is another one now.
     """
-    left, model, method = opened(run, stage, REWARDS)
-    asking = read_asking(left / DIALOGUE_FILE, None)
-    dialogue = Dialogue(Layout(model.tokenizer), asking.layout, asking.system)
-    learner = load_learner(model, left, attention)
-    return RewardScorer(learner, method, dialogue, model.context_tokens - learner.virtual_tokens)
+    found = opened(run, stage, task, REWARDS)
+    asking = read_asking(found.left / DIALOGUE_FILE, found.task)
+    dialogue = Dialogue(Layout(found.model.tokenizer), asking.layout, asking.system)
+    learner = load_learner(found.model, found.left, attention)
+    context_tokens = found.model.context_tokens - learner.virtual_tokens
+    return RewardScorer(learner, found.method, dialogue, context_tokens, found.key)
 
 
 def read_answers(file: str | Path) -> list[Record]:
