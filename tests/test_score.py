@@ -86,6 +86,32 @@ def test_the_scale_is_of_the_validation_rows_where_there_are_any(tiny_path, tmp_
     assert abs(trained.mean()) > 1e-3 or abs(trained.std() - 1) > 1e-3
 
 
+def test_a_reward_model_that_was_learnt_beside_another_task(tiny_path, tmp_path, luthier):
+    recipe = recipe_of(tmp_path, tiny_path, 0.2)
+    reward = recipe.stages[0]
+    labels = [{"text": f"{a} {b}", "label": "art" if a in WORDS[:2] else "other"} for a, b in NAMES]
+    tasks = {
+        "wins": {"method": "reward", "data": reward.data.model_dump(), "prompt": {"system": "Say little."}},
+        "topic": {"method": "classify", "data": {"train": written(tmp_path / "labels.jsonl", labels)}},
+    }
+    stage = {"name": "both", "tasks": tasks, "tune": {"epochs": 1, "batch_size": 8, "adapter": {"rank": 2}}}
+    model = str(tiny_path)
+    result = train(parse_stages({"model": model, "precision": "float32", "stages": [stage]}), tmp_path / "run")
+    scorer = load_reward(tmp_path / "run", task="wins")
+    held = scorer.score(read_answers(tmp_path / "test.jsonl"))
+    figures = result["stages"][0]["figures"]
+    wins = [better["reward"] > worse["reward"] for better, worse in zip(held[::2], held[1::2], strict=True)]
+    assert np.mean(wins) == pytest.approx(figures["wins/accuracy"]["after"]["value"])
+    assert np.mean([one["reward"] for one in held]) == pytest.approx(figures["wins/reward"]["after"]["value"], rel=1e-4)
+    assert load_reward(tmp_path / "run").score(read_answers(tmp_path / "test.jsonl")) == held, "the only one"
+    with pytest.raises(RunError, match=r'no such task "topic" \(those to be asked so: wins\)'):
+        load_reward(tmp_path / "run", task="topic")
+    code, out, _ = luthier("predict", tmp_path / "run", "--task", "topic", "--text", "a song")
+    assert code == 0 and out.split("\t")[0] in {"art", "other"}
+    code, out, _ = luthier("score", tmp_path / "run", tmp_path / "test.jsonl", "--task", "wins", "--json")
+    assert code == 0 and json.loads(out) == [pytest.approx(one) for one in held]
+
+
 def test_one_answer_has_one_reward_in_whatever_shape_it_comes(run):
     folder, _, _ = run
     other = (Message("assistant", "team passed"),)
