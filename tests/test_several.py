@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from luthier.cli.screen import print_stages
 from luthier.errors import RecipeError, RunError
 from luthier.evaluation.held_out import score_rows
 from luthier.files import sha256
@@ -253,7 +254,7 @@ def tasks(tmp_path_factory):
     }
 
 
-def test_a_stage_of_three_tasks(tasks, tiny_path, tmp_path):
+def test_a_stage_of_three_tasks(tasks, tiny_path, tmp_path, capsys):
     """Each has its figures and its head; the saved adapter answers as the result says; a second call computes nothing."""
     tune = {"epochs": 1, "batch_size": 8, "evaluate_every": 12, "adapter": {"rank": 2}}
     stage = {"name": "all.three", "tasks": tasks, "mixing": "equal", "tune": tune}
@@ -278,6 +279,10 @@ def test_a_stage_of_three_tasks(tasks, tiny_path, tmp_path):
     with pytest.raises(RunError, match=r'stage "all\.three" .* learnt no text to write\.'):
         load(tmp_path / "run")
     asked_by_task(value, recipe, tmp_path / "run")
+    print_stages(result, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("all.three") for line in lines) == 3
+    assert all(any(f" {name}/" in line for line in lines) for name in tasks), "a line for each task"
 
 
 def asked_by_task(value, recipe, folder):

@@ -191,11 +191,10 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
     table = Table("stage", "figure", "before", "after", "change", f"{level} interval", "rows", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
-    for stage in result["stages"]:
-        found = stage["figures"][stage["primary_metric"]]
+    for name, figure, found in deciding_figures(result["stages"]):
         table.add_row(
-            stage["name"],
-            stage["primary_metric"].replace("_", " "),
+            name,
+            figure.replace("_", " "),
             measured(found["before"]["value"]),
             measured(found["after"]["value"]),
             measured(found["change"]["value"], "+"),
@@ -209,6 +208,15 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
     console.print(f"Adapter: {result['adapter']}", markup=False, soft_wrap=True)
     if result["stages"][-1]["name"] in result["writes"]:
         console.print(f'Ask it:  luthier answer {folder} --text "..."', markup=False, soft_wrap=True)
+
+
+def deciding_figures(stages: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(stage, figure, its values) of each stage, or of each task of one that learnt several."""
+    for stage in stages:
+        tasks = stage.get("tasks") or {}
+        figures = [f"{name}/{task['primary_metric']}" for name, task in tasks.items()] or [stage["primary_metric"]]
+        for figure in figures:
+            yield stage["name"], figure, stage["figures"][figure]
 
 
 def measured(value: float | None, sign: str = "") -> str:
