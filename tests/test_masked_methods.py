@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tokenizers.normalizers import BertNormalizer
 
 from encoders import SIZE, SPECIALS, tiny_encoder_folder, tiny_encoder_tokenizer
 from luthier.corpus.lines import Problem
@@ -17,12 +18,14 @@ from luthier.errors import ModelError, RecipeError
 from luthier.methods.base import Outputs, make_batch
 from luthier.methods.masked import MaskedLm, chosen_tokens
 from luthier.methods.permuted import PermutedLm, predicted_tokens
+from luthier.methods.stage import Passing
 from luthier.methods.windows import SPECIAL, cuts, vocabulary_of, windows
 from luthier.models import load_model
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe import Lora, Training
 from luthier.recipe.methods import Mlm, Plm
-from luthier.records import Conversation, Document, Labelled, Message, Source
+from luthier.records import Conversation, Document, Labelled, Ledger, Message, Source
+from luthier.stages.beside import account_unread
 from luthier.stages.run import train
 from luthier.training.learner import new_learner
 from luthier.training.loop import train as train_loop
@@ -51,6 +54,19 @@ def test_vocabulary_is_read_off_the_tokenizer():
     assert vocabulary_of(tiny_encoder_tokenizer("xlnet")).after == (2, 1)
 
 
+@pytest.mark.parametrize("method", [MaskedLm(), PermutedLm()], ids=["mlm", "plm"])
+def test_a_document_without_a_token_is_in_the_ledger(method):
+    """Also where it is of a group that has windows. BERT's normaliser leaves out what cannot be seen."""
+    tokenizer = tiny_encoder_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()
+    rows = [document(5, group="g"), Document("\u200b\u200d", Source("corpus.jsonl", 9, group="g"))]
+    ledger = Ledger(rows_in={"train": 2}, kept={"train": 2})
+    account_unread(ledger, "train", rows, method.view(Dialogue(Layout(tokenizer), "plain"), rows), method.passed)
+    ledger.check()
+    assert ledger.kept == {"train": 1} and [row.reason for row in ledger.dropped] == ["nothing_to_predict"]
+    assert isinstance(method, Passing), "so a stage asks it"
+
+
 def test_cuts_by_hand():
     """Words of 1, 2, 3, 1 tokens in spans of 4: the third word does not fit behind the second. A long one is cut."""
     assert list(cuts([0, 1, 1, 2, 2, 2, 3], 4)) == [(0, 3), (3, 7)]
@@ -65,7 +81,7 @@ def test_every_token_stands_in_one_window():
     assert [len(w.original) - 2 for w in found[:3]] == [14, 14, 12]
     again = [token for w in found[:3] for token in w.original[1:-1]]
     assert again == TOKENIZER(rows[0].text, add_special_tokens=False)["input_ids"]
-    assert len({w.key for w in found[:3]}) == 1 and found[3].key == "group g"
+    assert len({w.key for w in found[:3]}) == 1 and found[3].group == "g"
     assert not {1, 2, 3} & set(found[4].original[1:-1]), "what is spelled like a special token is text"
     assert found[4].words[:3] == (SPECIAL, 0, 0) and found[4].words[-1] == SPECIAL
 

@@ -14,7 +14,7 @@ from luthier.corpus.lines import Problem
 from luthier.errors import ModelError
 from luthier.methods.base import Batch, Example, Outputs, Scores
 from luthier.methods.likelihood import Likelihood
-from luthier.methods.windows import SPECIAL, Window, accept_text, as_window, bits_per_token, windows
+from luthier.methods.windows import NO_WORDS, SPECIAL, Window, accept_text, as_window, bits_per_token, windows
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Mlm
 from luthier.records import Document, Record, Sequence
@@ -39,6 +39,11 @@ class MaskedLm(Likelihood):
     def accept(self, record: Record) -> list[Document] | Problem:
         """Documents, and the texts of labelled rows."""
         return accept_text(record, self.name)
+
+    @property
+    def passed(self) -> Problem:
+        """Why a document gives no window."""
+        return NO_WORDS
 
     def fitted(self, rows: ManyOf[Document]) -> MaskedLm:
         """Nothing to learn from the rows beforehand."""

@@ -13,7 +13,7 @@ from torch import nn
 from luthier.corpus.lines import Problem
 from luthier.methods.base import Batch, Example, Outputs, Scores
 from luthier.methods.likelihood import Likelihood
-from luthier.methods.windows import SPECIAL, Window, accept_text, as_window, bits_per_token, windows
+from luthier.methods.windows import NO_WORDS, SPECIAL, Window, accept_text, as_window, bits_per_token, windows
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Plm
 from luthier.records import Document, Record, Sequence
@@ -37,6 +37,11 @@ class PermutedLm(Likelihood):
     def accept(self, record: Record) -> list[Document] | Problem:
         """Documents, and the texts of labelled rows."""
         return accept_text(record, self.name)
+
+    @property
+    def passed(self) -> Problem:
+        """Why a document gives no window."""
+        return NO_WORDS
 
     def fitted(self, rows: ManyOf[Document]) -> PermutedLm:
         """Nothing to learn from the rows beforehand."""

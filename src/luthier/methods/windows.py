@@ -17,6 +17,7 @@ from luthier.prompts.dialogue import special_tokens
 from luthier.records import Document, Labelled, Record
 
 SPECIAL = -1  # the word number of tokens that are never guessed
+NO_WORDS = Problem("nothing_to_predict", "the tokenizer leaves no token of it. Leave the row out.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
 def windows(tokenizer: Any, rows: ManyOf[Document], window_tokens: int) -> list[Window]:
     """The windows of each document, special tokens around each; none crosses a document.
 
-    What is spelled like a special token is text. Windows of one document, or of one group, share their key.
+    What is spelled like a special token is text. Windows of one document share their key.
     """
     if not rows:
         return []
@@ -91,11 +92,11 @@ def windows(tokenizer: Any, rows: ManyOf[Document], window_tokens: int) -> list[
     for number, row in enumerate(rows):
         tokens = encoded["input_ids"][number]
         words = [SPECIAL if word is None else word for word in encoded.word_ids(number)]
-        key = f"group {row.source.group}" if row.source.group else key_of(row)
+        key, group = key_of(row), row.source.group or ""
         for start, stop in cuts(words, window_tokens - len(before) - len(after)):
             original = (*before, *tokens[start:stop], *after)
             marks = (SPECIAL,) * len(before) + tuple(words[start:stop]) + (SPECIAL,) * len(after)
-            found.append(Window((), key=key, original=original, words=marks, vocabulary=vocabulary))
+            found.append(Window((), key=key, group=group, original=original, words=marks, vocabulary=vocabulary))
     return found
 
 
