@@ -15,7 +15,7 @@ from luthier.errors import DataError, RunError, did_you_mean
 from luthier.generation.engine import generate
 from luthier.generation.sampling import Draw, Sampling
 from luthier.methods.documents import encode_text, end_of_text
-from luthier.models import load_model
+from luthier.models import LoadedModel, load_model
 from luthier.prompts import Dialogue, Layout, opening_tokens
 from luthier.recipe.methods import SILENT
 from luthier.recipe.stages import Asking
@@ -129,15 +129,7 @@ def load(run: str | Path, stage: str | None = None, task: str | None = None, att
     method, task = writing_task(run, stages, number, task)
     left = stage_folder(folder, stages, number) / "adapter"
     asking = read_asking(left / DIALOGUE_FILE, task)
-    recipe = yaml.safe_load(result["recipe"])
-    set_up_torch()
-    merged = merged_below(folder, stages, number)
-    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"])
-    if merged is None and model.sha256 != result["model"]["sha256"]:
-        raise RunError(
-            f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '
-            f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
-        )
+    model = model_below(folder, result, number)
     dialogue = Dialogue(Layout(model.tokenizer), asking.layout, asking.system)
     learner = load_learner(model, left, attention)
     return Answerer(learner, dialogue, method in CONTINUES, model.context_tokens - learner.virtual_tokens)
@@ -207,6 +199,20 @@ def writes(stage: dict[str, Any]) -> bool:
 def stage_folder(run: Path, stages: list[dict[str, Any]], number: int) -> Path:
     """Where a stage keeps what it made, wherever the run folder lies now."""
     return run / "stages" / f"{number + 1:02d}-{stages[number]['name']}"
+
+
+def model_below(run: Path, result: dict[str, Any], number: int) -> LoadedModel:
+    """The model below a stage's adapter; RunError where it is another one now."""
+    recipe = yaml.safe_load(result["recipe"])
+    set_up_torch()
+    merged = merged_below(run, result["stages"], number)
+    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"])
+    if merged is None and model.sha256 != result["model"]["sha256"]:
+        raise RunError(
+            f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '
+            f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
+        )
+    return model
 
 
 def merged_below(run: Path, stages: list[dict[str, Any]], number: int) -> Path | None:

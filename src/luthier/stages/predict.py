@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.errors import DataError, RunError, did_you_mean
@@ -18,11 +17,10 @@ from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, Reg
 from luthier.methods.heads.texts import text_sequences, word_sequences
 from luthier.methods.registry import make_stage_method
 from luthier.methods.several import task_key
-from luthier.models import LoadedModel, load_model
+from luthier.models import LoadedModel
 from luthier.recipe.methods import MethodSettings
 from luthier.records import Sequence
-from luthier.runtime import set_up_torch
-from luthier.stages.answer import merged_below, read_result, stage_folder
+from luthier.stages.answer import model_below, read_result, stage_folder
 from luthier.training.learner import Learner, load_learner
 
 METHOD_FILE = "method.json"
@@ -133,15 +131,7 @@ def opened(run: str | Path, stage: str | None, task: str | None, kind: Kind) -> 
     number, task = asked_stage(folder, stages, stage, task, kind)
     left = stage_folder(folder, stages, number) / "adapter"
     method = restored(left / METHOD_FILE, task)
-    recipe = yaml.safe_load(result["recipe"])
-    set_up_torch()
-    merged = merged_below(folder, stages, number)
-    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"])
-    if merged is None and model.sha256 != result["model"]["sha256"]:
-        raise RunError(
-            f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '
-            f"(sha256 {model.sha256[:12]}, trained on {result['model']['sha256'][:12]}). Fetch that model again."
-        )
+    model = model_below(folder, result, number)
     return Opened(left, model, method, MAIN if task is None else task_key(stages[number]["name"], task), task)
 
 
