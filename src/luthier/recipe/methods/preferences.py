@@ -72,8 +72,8 @@ class Orpo(MethodPart):
 
     kind: Literal["orpo"] = "orpo"
     weight: float = Field(0.1, gt=0, strict=False, description="Weight of the odds-ratio loss beside the SFT loss.")
-    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 1e-4}
-    search: ClassVar[dict[str, Any]] = {"weight": {"low": 0.03, "high": 0.5, "log": True}}
+    tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 5e-4}
+    search: ClassVar[dict[str, Any]] = {"weight": {"low": 0.03, "high": 2.0, "log": True}}
 
 
 class SimPo(MethodPart):
