@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from luthier.training.memory_formula import (
     shape_of,
 )
 from luthier.training.memory_layers import Away, away_from, checkpointed, sent_away
-from luthier.training.memory_prediction import Expected, Prediction, line
+from luthier.training.memory_prediction import Expected, Prediction, heap_growth, line
 from luthier.training.memory_trial import Trial, meter_for
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import one_step, update
@@ -343,6 +344,34 @@ def test_what_is_told():
         "memory: about 2.1 GB at the peak: 1.1 GB program and model, 20.0 MB gradients, 40.0 MB optimizer, "
         "900.0 MB activations of 1,234 tokens."
     )
+    grown = Expected(1_100_000_000, 20_000_000, 40_000_000, 900_000_000, 1234, heap=300_000_000)
+    assert grown.total == 2_360_000_000
+    assert grown.told().endswith("900.0 MB activations of 1,234 tokens, 300.0 MB holes in the heap.")
+
+
+def test_the_heap_of_a_long_training_is_expected_to_grow(tiny_path):
+    setup = Setup(tiny_path, tune_of())
+    prediction = prediction_of(setup, tune_of())
+    load = Load(tokens=500, head_rows=20)
+    short, long = (replace(prediction, growth=heap_growth(steps)).expected(load) for steps in (2, 200))
+    assert prediction.expected(load).heap == 0 and short.activations == long.activations
+    assert 0 < short.heap < 0.06 * short.activations
+    assert long.heap == pytest.approx(0.35 * long.activations, rel=1e-6), "measured on four recipes: docs/memory.md"
+    assert long.total == prediction.expected(load).total + long.heap
+
+
+def test_memory_is_given_back_once_the_process_outgrows_what_is_in_use(tiny_path, tmp_path, monkeypatch):
+    """What the heap may grow by is no reason to wait: only what is in use counts."""
+    setup = Setup(tiny_path, tune_of())
+    room = Room(setup.learner, LabelSft(), tune_of(), tmp_path, print)
+    given: list[int] = []
+    monkeypatch.setattr(room, "give_back", lambda: given.append(room.steps_since))
+    room.values = {"predicted_peak_bytes": 130, "predicted": {"held": 60, "activations": 40, "heap": 30}}
+    for resident, wanted in ((99, 0), (101, 1)):
+        monkeypatch.setattr("luthier.training.memory.resident_bytes", lambda resident=resident: resident)
+        room.steps_since = 100
+        room.stay_small()
+        assert len(given) == wanted
 
 
 # --- running out ---------------------------------------------------------------------------------------------------

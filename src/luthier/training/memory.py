@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from collections.abc import Sequence as ManyOf
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from luthier.training.keeper import Keeper, Say, is_out_of_memory
 from luthier.training.learner import Learner
 from luthier.training.memory_formula import Shape, shape_of
 from luthier.training.memory_layers import checkpointed, sent_away
-from luthier.training.memory_prediction import Expected, Prediction, Rows, calibrated, heaviest_pass
+from luthier.training.memory_prediction import Expected, Prediction, Rows, calibrated, heap_growth, heaviest_pass
 from luthier.training.memory_trial import GpuMeter, Meter, Trial, meter_for
 from luthier.training.probe import ProbeLearner
 
@@ -96,6 +96,8 @@ class Room:
         prediction = calibrated(self.learner, self.objective, self.training, steps, meter)
         if prediction is None:
             return
+        if self.learner.device.type == "cpu":
+            prediction = replace(prediction, growth=heap_growth(rows.num_steps))
         if self.automatic:
             whole = max(sum(row.num_tokens for row in step) for step in steps)
             limit = self.training.memory.limit_bytes or self.free_bytes(prediction, meter)
@@ -152,7 +154,8 @@ class Room:
     def stay_small(self) -> None:
         """`give_back` where the process has grown past what was expected of it, every GIVE_BACK_EVERY steps at most."""
         self.steps_since += 1
-        expected = int(self.values.get("predicted_peak_bytes", 0))
+        in_use = {name: size for name, size in self.values.get("predicted", {}).items() if name != "heap"}
+        expected = sum(in_use.values())
         if expected and self.steps_since >= GIVE_BACK_EVERY and resident_bytes() > expected:
             self.give_back()
 
@@ -198,7 +201,8 @@ def fitting_tokens(
             return tokens
         if expected.tokens > tokens or tokens == SMALLEST_TOKENS:  # one row, which is not cut
             break
-        room = max(0, limit - (expected.total - expected.activations)) / expected.activations
+        passing = expected.activations + expected.heap
+        room = max(0, limit - (expected.total - passing)) / passing
         tokens = max(SMALLEST_TOKENS, int(min(tokens, expected.tokens) * min(0.95, room)))
     raise TrainingError(
         f"tune.micro_batch_tokens: auto: the longest row alone ({expected.tokens:,} tokens) takes about "

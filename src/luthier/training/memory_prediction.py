@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from luthier.training.step import computed_tokens
 LOOKED_AT = 400  # steps among which the heaviest are sought, evenly spaced over the run
 HEAVIEST = 4  # of them whose forests are built
 SHARES = (6, 2)  # of the heaviest pass: a sixth and a half of its rows are the two steps that calibrate
+HEAP_GROWTH, HEAP_STEPS = (
+    0.35,
+    12,
+)  # holes in a CPU's heap, as a share of the activations, and how soon (docs/memory.md)
 SCALES = 0.2, 8.0  # factors on the formula that can be real; others are noise on a tiny model
 
 
@@ -52,31 +57,36 @@ class Pass:
 
 @dataclass(frozen=True)
 class Expected:
-    """Bytes at the peak: the program with the model, gradients, optimizer (and averages), activations of one pass."""
+    """Bytes at the peak: the program with the model, gradients, optimizer (and averages), activations of one pass.
+
+    `heap`: what a CPU's heap grows by in a training of many steps, beyond what is in use.
+    """
 
     held: int
     gradients: int
     optimizer: int
     activations: int
     tokens: int
+    heap: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.held + self.gradients + self.optimizer + self.activations
+        return self.held + self.gradients + self.optimizer + self.activations + self.heap
 
     def told(self) -> str:
         """In a sentence."""
         return (
             f"memory: about {bytes_text(self.total)} at the peak: {bytes_text(self.held)} program and model, "
             f"{bytes_text(self.gradients)} gradients, {bytes_text(self.optimizer)} optimizer, "
-            f"{bytes_text(self.activations)} activations of {self.tokens:,} tokens."
+            f"{bytes_text(self.activations)} activations of {self.tokens:,} tokens"
+            + (f", {bytes_text(self.heap)} holes in the heap." if self.heap else ".")
         )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The formula with what was measured: activations = offset + scale * formula."""
+    """The formula with what was measured: activations = offset + scale * formula; `growth` of them are the heap's."""
 
     shape: Shape
     training: Training
@@ -86,11 +96,19 @@ class Prediction:
     update: int  # what the update itself takes for a moment
     scale: float
     offset: float
+    growth: float = 0.0
 
     def expected(self, load: Load) -> Expected:
         """The peak of a training whose largest pass is `load`."""
         passing = self.offset + self.scale * activation_bytes(self.shape, load, self.training.memory)
-        return Expected(self.held, self.gradients, self.optimizer, max(self.update, round(passing)), load.tokens)
+        activations = max(self.update, round(passing))
+        heap = round(self.growth * activations)
+        return Expected(self.held, self.gradients, self.optimizer, activations, load.tokens, heap)
+
+
+def heap_growth(num_steps: int) -> float:
+    """What glibc's heap has grown by after so many steps of many shapes, as a share of the activations."""
+    return HEAP_GROWTH * (1 - math.exp(-num_steps / HEAP_STEPS))
 
 
 def passes(learner: Learner, steps: ManyOf[ManyOf[Example]], most_tokens: int) -> Iterator[Pass]:
