@@ -43,7 +43,7 @@ from luthier.records import Labelled, Sequence
 from luthier.runtime import keep_big_blocks, num_threads, peak_memory_bytes
 from luthier.training.course import Course
 from luthier.training.loop import train
-from luthier.training.probe import ProbeLearner
+from luthier.training.probe import FORWARD_ONLY, ProbeLearner
 from pairs import Clock, run_pairs
 
 SIDES = ("luthier", "trainer")
@@ -265,7 +265,7 @@ def train_luthier(folder: Path, settings: Settings) -> None:
         seconds = time.perf_counter() - started
     logits = torch.cat([learner(learner.batch([example])).logits_PL for example in examples])
     losses = [entry["loss"] for entry in history.train]
-    micros = split_by_tokens(examples, training.pass_tokens)  # those that the features were computed in
+    micros = split_by_tokens(examples, FORWARD_ONLY * training.pass_tokens)  # those that the features were computed in
     computed = sum(learner.batch(micro).forest.num_tokens for micro in micros)
     finish(folder, "luthier", Run(seconds, ready - started, losses, hits(logits, work), computed, peak_memory_bytes()))
 

@@ -26,6 +26,8 @@ from luthier.training.kept import GIGABYTE, RowStore, key_of, named_weights, wei
 from luthier.training.learner import Learner
 from luthier.training.ranks import here
 
+FORWARD_ONLY = 4  # a pass that keeps no activations has room for so many times the tokens of one that does
+
 
 class ProbeLearner(Learner):
     """Heads alone are trained, on what they read of each sequence: rows [spans, D], kept in `folder`."""
@@ -67,7 +69,7 @@ class ProbeLearner(Learner):
         num_spans = sum(len(s.reads) for e in missing for s in e.sequences)
         self.kept.reserve(num_spans * lm.config.hidden_size * 4)
         try:
-            for micro, _ in here().passes(self, missing, max_tokens):
+            for micro, _ in here().passes(self, missing, FORWARD_ONLY * max_tokens):
                 self.read(self.batch(micro).forest)
         finally:
             self.kept.flush()
