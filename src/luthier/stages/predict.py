@@ -20,7 +20,7 @@ from luthier.methods.several import task_key
 from luthier.models import LoadedModel
 from luthier.recipe.methods import MethodSettings
 from luthier.records import Sequence
-from luthier.stages.answer import model_below, read_result, stage_folder
+from luthier.stages.answer import model_below, read_result, stage_folder, stage_number
 from luthier.training.learner import Learner, load_learner
 
 METHOD_FILE = "method.json"
@@ -142,14 +142,13 @@ def asked_stage(
     names = [stage["name"] for stage in stages]
     able = [tasks_of_kind(stage, kind) for stage in stages]
     headed = [number for number, tasks in enumerate(able) if tasks]
-    if name is not None and name not in names:
-        raise RunError(f'{folder}: no stage "{name}"; there is {", ".join(names)}.{did_you_mean(name, names)}')
-    if not headed or (name is not None and names.index(name) not in headed):
+    chosen = None if name is None else stage_number(folder, stages, name)
+    if not headed or (chosen is not None and chosen not in headed):
         there = f"; there is {', '.join(names[number] for number in headed)}" if headed else ""
         asked = kind.none if name is None else f'stage "{name}" {kind.not_one}'
         raise RunError(f"{folder}: {asked}{there}. {kind.others}")
     with_task = [number for number in headed if task in able[number]]
-    number = names.index(name) if name is not None else (with_task or headed)[-1]
+    number = chosen if chosen is not None else (with_task or headed)[-1]
     tasks = [one for one in able[number] if one is not None]
     if task is not None and task not in tasks:
         there = f"those to be asked so: {', '.join(tasks)}" if tasks else "it has no tasks; leave --task out"

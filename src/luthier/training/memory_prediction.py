@@ -22,10 +22,8 @@ from luthier.training.step import computed_tokens
 LOOKED_AT = 400  # steps among which the heaviest are sought, evenly spaced over the run
 HEAVIEST = 4  # of them whose forests are built
 SHARES = (6, 2)  # of the heaviest pass: a sixth and a half of its rows are the two steps that calibrate
-HEAP_GROWTH, HEAP_STEPS = (
-    0.35,
-    12,
-)  # holes in a CPU's heap, as a share of the activations, and how soon (docs/memory.md)
+HEAP_GROWTH = 0.35  # holes that a CPU's heap comes to, as a share of the activations (docs/memory.md)
+HEAP_STEPS = 12  # after so many steps two thirds of them are there
 SCALES = 0.2, 8.0  # factors on the formula that can be real; others are noise on a tiny model
 
 
