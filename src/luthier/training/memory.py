@@ -152,7 +152,7 @@ class Room:
             self.note(micro_batch_tokens=smaller)
 
     def stay_small(self) -> None:
-        """`give_back` where the process has outgrown what is expected to be in use, every GIVE_BACK_EVERY steps at most."""
+        """`give_back` where the process has outgrown what is in use, every GIVE_BACK_EVERY steps at most."""
         self.steps_since += 1
         in_use = {name: size for name, size in self.values.get("predicted", {}).items() if name != "heap"}
         expected = sum(in_use.values())
