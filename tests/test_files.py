@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from luthier.files import (
     check_folder,
     content_hash,
     new_folder,
-    restore_folder,
+    restore_below,
     sha256,
     write_json,
     write_text,
@@ -116,16 +118,30 @@ def test_damage_is_named(tmp_path):
     assert check_folder(path) == check_folder(tmp_path / "nowhere") == ["checksums.json"]
 
 
-def test_what_a_kill_between_the_two_renames_left_is_mended(tmp_path):
-    """The old folder was moved away, the new one not yet moved in."""
-    (tmp_path / ".best.old").mkdir()
-    (tmp_path / ".best.old" / "weights").write_text("old")
-    (tmp_path / ".best.x1y2").mkdir()
-    (tmp_path / ".bestial").mkdir()
-    restore_folder(tmp_path / "best")
-    assert names(tmp_path) == [".bestial", "best"] and (tmp_path / "best" / "weights").read_text() == "old"
-    restore_folder(tmp_path / "best")
-    assert names(tmp_path) == [".bestial", "best"]
+KILLED = """
+import os, pathlib, sys
+from luthier.files import new_folder, open_aside
+stage = pathlib.Path(sys.argv[1])
+with new_folder(stage / "reference") as aside, open_aside(stage / "note.json") as file:
+    (aside / "weights").write_text("half")
+    file.write(b"half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_killed_writers_left_below_is_mended(tmp_path):
+    """Half-written folders and files go. Between the two renames the old folder was moved away, the new one not yet in."""
+    stage = tmp_path / "stages" / "02-dpo"
+    for name in (".best.old", "reference", ".reference.old", ".bestial"):
+        (stage / name).mkdir(parents=True)
+        (stage / name / "weights").write_text(name)
+    assert subprocess.run([sys.executable, "-c", KILLED, stage], check=False).returncode == -9
+    assert len(names(stage)) == 6
+    for _ in range(2):
+        restore_below(tmp_path)
+        assert names(stage) == [".bestial", "best", "reference"]
+    assert (stage / "best" / "weights").read_text() == ".best.old"
+    assert (stage / "reference" / "weights").read_text() == "reference"
 
 
 @pytest.mark.parametrize(("error", "told"), CAUSES, ids=lambda value: type(value).__name__)

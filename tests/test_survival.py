@@ -96,7 +96,7 @@ def test_a_killed_command_ends_in_the_same_adapters(recipe, tmp_path):
         assert [stage["figures"] for stage in stages] == [stage["figures"] for stage in wanted]
         curves = [stage["training"]["curve"] for stage in stages]
         assert curves == [stage["training"]["curve"] for stage in wanted]
-        assert not [path for path in (tmp_path / out).rglob(".*") if path.is_dir()]
+        assert not list((tmp_path / out).rglob(".*"))
     for out in ("SIGINT", "SIGTERM"):
         told = (tmp_path / f"{out}.err").read_text()
         assert "stopped on request: training is saved after step" in told and "Traceback" not in told
@@ -460,6 +460,16 @@ def test_a_finished_training_makes_way(tmp_path):
     run.stage("01-sft", {"rate": 1}, lambda: {"done": True})
     assert run.take_up("01-sft", folder, {"rate": 2}) == ""
     assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == ["01-sft", "01-sft.json"]
+
+
+def test_a_run_begins_without_what_a_killed_one_left_half_written(tmp_path):
+    """References of a stage, killed while they are written: known ones come back, half of the new ones goes."""
+    run, stage = RunFolder(tmp_path), tmp_path / "stages" / "02-dpo"
+    run.prepare("name: one")
+    for name in (".reference.old", ".reference.x1y2z3.partial"):
+        (stage / name).mkdir(parents=True)
+    run.prepare("name: one")
+    assert [path.name for path in stage.iterdir()] == ["reference"]
 
 
 def test_what_is_known_by_content_stays(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -20,6 +19,8 @@ from luthier.errors import RunError
 from luthier.processes import is_first, is_first_here
 
 NOWHERE = "luthier-nowhere-"  # begins the name of what a process fills that does not write
+PARTIAL = ".partial"  # ends the name of what is being written or deleted: worth nothing after a kill
+REPLACED = ".old"  # ends the name of a folder that another is taking the place of
 
 
 @contextlib.contextmanager
@@ -35,7 +36,7 @@ def open_aside(path: Path, every_process: bool = False) -> Iterator[BinaryIO]:
         return
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
@@ -67,8 +68,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         return
     with explain_os_errors(path):
         make_lasting(path.parent)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        old = path.with_name(f".{path.name}.old")
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+        old = path.with_name(f".{path.name}{REPLACED}")
         try:
             yield aside
             sums = {str(file.relative_to(aside)): sha256(file) for file in sorted(aside.rglob("*")) if file.is_file()}
@@ -87,16 +88,22 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def restore_folder(path: Path) -> None:
-    """Undo what a killed `new_folder(path)` left: half-filled folders go, one that was being replaced comes back.
+def restore_below(folder: Path) -> None:
+    """Undo what killed writers left anywhere below: half-written things go, a folder being replaced comes back.
 
-    For folders with one writer only: another's half-filled folder would go too.
+    For folders with one writer only: what another is writing would go too.
     """
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in list(folder.rglob(f".*{PARTIAL}")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    for old in list(folder.rglob(f".*{REPLACED}")):
+        path = old.with_name(old.name[1:].removesuffix(REPLACED))
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
 
 
 def check_folder(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier import processes
 from luthier.errors import RunError
-from luthier.files import content_hash, make_lasting, write_json, write_text
+from luthier.files import content_hash, make_lasting, restore_below, write_json, write_text
 
 NOT_CODE_OF_RESULTS = ("cli", "report")
 MARK = "inputs.txt"  # in the folder of a training: the key of what it depends on
@@ -40,11 +40,12 @@ class RunFolder:
             self.claim(recipe_text)
 
     def claim(self, recipe_text: str) -> None:
-        """The folder is this run's, or an error."""
+        """The folder is this run's, or an error; what a killed run left half-written goes."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file. Give another folder with --out.")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path}: holds other files and is not a run folder. Give another folder with --out.")
+        restore_below(self.path)
         write_text(self.path / "recipe.yaml", recipe_text)
 
     def stage(self, name: str, inputs: Any, compute: Callable[[], Any], together: bool = False) -> tuple[Any, bool]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError, RunError, TrainingError
-from luthier.files import check_folder, restore_folder
+from luthier.files import PARTIAL, check_folder, restore_below
 from luthier.processes import any_of, is_first, num_processes, told, wait
 from luthier.recipe import Training
 from luthier.recipe.checkpoints import Checkpoints
@@ -179,7 +179,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest checkpoint that can be used, and the newer ones that cannot, with their damage."""
-    clear_leftovers(folder)
+    restore_below(folder)
     damaged: list[tuple[Path, str]] = []
     for path in found_checkpoints(folder):
         problem = damage(path, folder / "best")
@@ -211,16 +211,7 @@ def prune(folder: Path, kept: Checkpoints) -> None:
 
 def drop(path: Path) -> None:
     """Remove a checkpoint; a kill midway leaves no half of it under its name."""
-    gone = path.with_name(f".{path.name}.gone")
+    gone = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed training left half-written; a best/ that was being replaced comes back."""
-    restore_folder(folder / "best")
-    for left in (folder / "checkpoints").glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    for left in folder.glob(".*.json.*"):
-        left.unlink(missing_ok=True)
