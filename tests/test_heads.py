@@ -343,6 +343,20 @@ def test_tag_figures_by_hand():
     }  # fmt: skip
 
 
+def test_a_tagger_says_well_formed_entities_where_its_rows_have_such():
+    """Given O (0.5), B-a (0.4); I-a (0.5), O (0.3): free it says O I-a, mended B-a I-a. IOB1 rows are not mended."""
+    rows = [tagged("a b c", "B-a I-a O")]
+    assert TagHead().fitted(rows).mends and TagHead().fitted(rows).described()["mends"] is True
+    assert not TagHead().fitted([*rows, tagged("a b", "O I-a")]).mends
+    assert not TagHead(settings=Tag(scheme="plain")).fitted([tagged("a b", "O B-a")]).mends
+    logits = float64([0.5, 0.4, 0.1], [0.3, 0.2, 0.5], [0.9, 0.05, 0.05]).log()
+    batch = batch_of([(1, 2), (0,)], [2, 1])
+    for mends, said, f1 in ((False, ["O", "I-a"], 0.0), (True, ["B-a", "I-a"], 1.0)):
+        method = TagHead(tags=("O", "B-a", "I-a"), tag_weights=(1.0,) * 3, mends=mends)
+        assert method.answer(logits[:2])["tags"] == said
+        assert figures(method, logits, batch)["entity_f1"] == f1
+
+
 def test_plain_tags_have_word_accuracy_alone():
     method = TagHead(settings=Tag(scheme="plain"), tags=("NOUN", "VERB"), tag_weights=(1.0, 1.0))
     found = figures(method, float64([1, 0], [1, 0]), batch_of([(0, 1)], [2]))

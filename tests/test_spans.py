@@ -1,10 +1,13 @@
 """Entities in tags, by hand for every way in which a sequence can be odd, and the figures that rest on them."""
 
+from itertools import product
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.methods.heads.spans import agreement, entities, is_chunk_tag
+from luthier.methods.heads.spans import agreement, entities, is_chunk_tag, likeliest, well_formed
 
 # What seqeval 1.2.2 answers (get_entities, its last word counted in): 200,000 random sequences of these and like tags
 # gave no difference. Types a and b; the third column is why.
@@ -65,3 +68,30 @@ def test_every_word_that_is_not_o_is_in_one_entity(tags):
 )
 def test_which_tags_name_entities(tag, good):
     assert is_chunk_tag(tag) == good
+
+
+# --- well-formed sequences ------------------------------------------------------------------------------------------
+
+
+def test_well_formed_by_hand():
+    for tags in ("", "O", "B-a I-a I-a O B-b", "B-a B-a", "B-a I-a E-a S-a", "B I"):
+        assert well_formed(tags.split()), tags
+    for tags in ("I-a", "O I-a", "B-a I-b", "B-a E-a I-a", "S-a I-a", "L-a"):
+        assert not well_formed(tags.split()), tags
+
+
+def test_the_likeliest_well_formed_tags_by_hand():
+    """Word by word: O (0.6), I-a (0.5). B-a I-a scores 0.3 * 0.5 = 0.15; O O scores 0.6 * 0.3 = 0.18."""
+    scores = np.log([[0.6, 0.3, 0.1], [0.3, 0.2, 0.5]])
+    assert likeliest(scores, ("O", "B-a", "I-a")) == [0, 0]
+    scores[0] = np.log([0.5, 0.4, 0.1])
+    assert likeliest(scores, ("O", "B-a", "I-a")) == [1, 2], "0.4 * 0.5 = 0.20 against 0.5 * 0.3 = 0.15"
+
+
+@given(seed=st.integers(0, 2**32 - 1), words=st.integers(1, 5))
+def test_the_likeliest_well_formed_tags_are_the_best_of_all(seed, words):
+    tags = ("B-a", "I-a", "O", "I-b", "E-a")  # no B-b: an I-b has nothing to stand behind
+    scores = np.random.default_rng(seed).normal(size=(words, len(tags)))
+    possible = [path for path in product(range(len(tags)), repeat=words) if well_formed([tags[i] for i in path])]
+    best = max(possible, key=lambda path: sum(scores[word, tag] for word, tag in enumerate(path)))
+    assert likeliest(scores, tags) == list(best)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 Entity = tuple[str, int, int]  # type, first word, behind the last word
 
 CHUNK_TAG = re.compile(r"O|[BIESLU](-.+)?", re.DOTALL)
@@ -19,7 +22,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     found: set[Entity] = set()
     begun, before = 0, "O"
     for index, tag in enumerate((*tags, "O")):
-        goes_on = tag[0] in "IEL" and before[0] in "BI" and kind(tag) == kind(before)
+        goes_on = inside(tag) and follows(before, tag)
         if goes_on:
             before = tag
             continue
@@ -27,6 +30,41 @@ def entities(tags: Sequence[str]) -> set[Entity]:
             found.add((kind(before), begun, index))
         begun, before = index, tag
     return found
+
+
+def inside(tag: str) -> bool:
+    """Whether a tag goes on with an entity."""
+    return tag[0] in "IEL"
+
+
+def follows(before: str, tag: str) -> bool:
+    """Whether a tag may stand behind another: one that goes on needs a B or I of its type there."""
+    return not inside(tag) or (before[0] in "BI" and kind(tag) == kind(before))
+
+
+def well_formed(tags: Sequence[str]) -> bool:
+    """Whether every tag that goes on with an entity stands behind a B or I of its type."""
+    return all(map(follows, ("O", *tags), tags))
+
+
+def likeliest(scores_WL: NDArray[np.float64], tags: Sequence[str]) -> list[int]:
+    """The well-formed tags of W words with the greatest sum of scores, as indices: Viterbi's algorithm.
+
+    scores_WL: log-probabilities, or anything that differs from them by a constant for each word. `tags` has one that
+    begins or stands alone.
+    """
+    allowed_LL = np.array([[follows(before, tag) for tag in tags] for before in tags])
+    first_L = np.array([follows("O", tag) for tag in tags])
+    best_L = np.where(first_L, scores_WL[0], -np.inf)
+    came = []
+    for scores_L in scores_WL[1:]:
+        paths_LL = np.where(allowed_LL, best_L[:, None], -np.inf)
+        came.append(paths_LL.argmax(0))
+        best_L = paths_LL.max(0) + scores_L
+    path = [int(best_L.argmax())]
+    for before_L in reversed(came):
+        path.append(int(before_L[path[-1]]))
+    return path[::-1]
 
 
 def kind(tag: str) -> str:

@@ -15,7 +15,7 @@ from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores, per_row
 from luthier.methods.heads import base, losses
-from luthier.methods.heads.spans import agreement, entities, is_chunk_tag
+from luthier.methods.heads.spans import agreement, entities, inside, is_chunk_tag, likeliest, well_formed
 from luthier.methods.heads.texts import word_sequences
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Tag
@@ -26,12 +26,16 @@ UNKNOWN_TAG = "B-\0unknown"  # a gold tag that no training row has: an entity th
 
 @dataclass(frozen=True)
 class TagHead:
-    """Cross-entropy over the words, each tag with its weight. Gold: one index a word."""
+    """Cross-entropy over the words, each tag with its weight. Gold: one index a word.
+
+    `mends`: what it says is well formed (no I without a B or I of its type before it), since the training rows are.
+    """
 
     name: str = "tag"
     settings: Tag = field(default_factory=Tag)
     tags: tuple[str, ...] = ()
     tag_weights: tuple[float, ...] = ()
+    mends: bool = False
     higher_is_better: bool = True
     needs_reference: bool = False
 
@@ -60,14 +64,16 @@ class TagHead:
         return [record]
 
     def fitted(self, rows: ManyOf[Tagged]) -> TagHead:
-        """With the tags of the training rows and their weights."""
+        """With the tags of the training rows and their weights; and whether entities begin with a B there."""
         counts = Counter(tag for row in rows for tag in row.tags)
         tags = base.labels_of(counts, self.settings.tags, self.name)
-        return replace(self, tags=tags, tag_weights=base.class_weights(counts, tags, self.settings.class_weights))
+        mends = self.settings.scheme == "bio" and not all(map(inside, tags)) and all(well_formed(r.tags) for r in rows)
+        weights = base.class_weights(counts, tags, self.settings.class_weights)
+        return replace(self, tags=tags, tag_weights=weights, mends=mends)
 
     def described(self) -> dict[str, Any]:
         """Tags in the order of the head's outputs."""
-        return base.described(self, tags=list(self.tags))
+        return base.described(self, tags=list(self.tags), mends=self.mends)
 
     def remarks(self, rows: ManyOf[Tagged]) -> list[str]:
         """Tags that the head cannot give."""
@@ -105,7 +111,8 @@ class TagHead:
         """Words with the right tag; for BIO also F1, precision and recall of whole entities."""
         assert outputs.logits_PL is not None
         gold_P = batch.gold_G.long()
-        given_P = outputs.logits_PL.argmax(1)
+        rows = outputs.logits_PL.cpu().split(torch.bincount(batch.row_G, minlength=batch.num_rows).tolist())
+        given_P = torch.tensor([tag for row in rows for tag in self.given(row)], device=gold_P.device)
         right_B = per_row((given_P == gold_P).double(), batch.row_G, batch.num_rows)
         words_B = per_row(torch.ones_like(batch.gold_G), batch.row_G, batch.num_rows)
         figures: Scores = {"word_accuracy": (right_B, words_B)}
@@ -127,9 +134,16 @@ class TagHead:
         counts = [agreement(gold, given) for gold, given in rows]
         return torch.tensor(counts, dtype=torch.float64, device=gold_P.device).view(-1, 3)
 
+    def given(self, logits_PL: Tensor) -> list[int]:
+        """The tag of each word of one text: the likeliest, or the likeliest of well-formed ones where it mends."""
+        found: list[int] = logits_PL.argmax(1).tolist()
+        if not self.mends or well_formed([self.tags[index] for index in found]):
+            return found
+        return likeliest(torch.log_softmax(logits_PL.double(), dim=1).cpu().numpy(), self.tags)
+
     def answer(self, logits_PL: Tensor) -> dict[str, Any]:
         """The tag of each word of one text, and for BIO the entities as (type, first word, behind the last)."""
-        tags = [self.tags[index] for index in logits_PL.argmax(1).tolist()]
+        tags = [self.tags[index] for index in self.given(logits_PL)]
         if self.settings.scheme == "plain":
             return {"tags": tags}
         return {"tags": tags, "entities": sorted(entities(tags), key=lambda entity: entity[1])}
