@@ -138,9 +138,12 @@ def main():
     """Run each job and write what it came to beside its folder."""
     set_up()
     import luthier
+    from luthier.models import load
     from luthier.recipe import parse_recipe
     from luthier.recipe.stages import parse_stages
     from luthier.stages import train
+
+    load.has_fast_bfloat16 = lambda device: True  # it takes part in that pretence
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
         recipe, out = job["recipe"], job["out"]

@@ -34,6 +34,8 @@ STAGES = {
     "sft": {"adapter": {"kind": "full"}, "unfreeze": "share", "average": "ema", "neftune_alpha": 5.0},
 }
 
+ROUNDED = ("reward", "tag")  # again with products in bfloat16: a low-rank adapter, and whole weights
+
 
 def stage_recipe(name: str, model: Path, tune: dict) -> dict:
     values = yaml.safe_load((BAKERY / f"{name}.yaml").read_text())
@@ -53,6 +55,7 @@ def jobs(tiny_path, tmp_path_factory):
     recipes = {name: stage_recipe(name, tiny_path, tune) for name, tune in STAGES.items()}
     run = run_recipe(folder, precision="float32").model_dump(mode="json", exclude_unset=True)
     recipes["run"] = run
+    recipes |= {f"{name} rounded": recipes[name] | {"precision": "bfloat16"} for name in ROUNDED}
     listed = [{"recipe": recipe, "out": str(folder / name)} for name, recipe in recipes.items()]
     (folder / "jobs.json").write_text(json.dumps(listed))
     environment = {"LUTHIER_DEVICE": "pretend:0", "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -75,6 +78,17 @@ def test_a_stage_learns_the_same_there(name, jobs, tmp_path):
             assert (here is None and there is None) or math.isclose(here, there, rel_tol=2e-3, abs_tol=2e-3), figure
 
 
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_products_learn_about_the_same_there(name, jobs):
+    """Beside the same device in float32: not the same numbers, and near them."""
+    exact, found = (jobs[1][key] for key in (name, f"{name} rounded"))
+    assert found["environment"]["precision"] == "bfloat16" and exact["environment"]["precision"] == "float32"
+    curves = [one["stages"][0]["training"]["curve"]["train"] for one in (exact, found)]
+    ends = [[step["loss"] for step in curve] for curve in curves]
+    assert len(ends[0]) == len(ends[1]) and ends[0] != ends[1]
+    assert all(math.isclose(a, b, rel_tol=0.02) for a, b in zip(*ends, strict=True))
+
+
 def test_every_arm_answers_the_same_there(jobs, tmp_path):
     recipes, found = jobs
     wanted = luthier.run(parse_recipe(recipes["run"]), tmp_path / "run")
@@ -88,7 +102,7 @@ def test_what_torch_has_not_is_refused(monkeypatch, tiny_path):
     monkeypatch.setenv("LUTHIER_DEVICE", "warp:3")
     with pytest.raises(RunError, match=r"LUTHIER_DEVICE=warp:3: torch cannot use it here .* Set LUTHIER_DEVICE to cpu"):
         chosen_device()
-    with pytest.raises(ModelError, match="bfloat16 products are built for processors, and the model is on meta"):
+    with pytest.raises(ModelError, match="precision: bfloat16 has no hardware on meta"):
         load_model(str(tiny_path), device="meta", precision="bfloat16")
 
 

@@ -17,12 +17,11 @@ from luthier.errors import RecipeError, TrainingError
 from luthier.methods.base import MAIN, split_by_tokens
 from luthier.methods.sft import LabelSft
 from luthier.models import load_model
-from luthier.models.load import choose_precision
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Lora, Task, Tune, parse_recipe
 from luthier.recipe.memory import Memory
 from luthier.records import Labelled, Source
-from luthier.runtime import container_bytes, has_fast_bfloat16, processor_name
+from luthier.runtime import container_bytes
 from luthier.training.checkpoint import random_state
 from luthier.training.learner import label_head, new_learner
 from luthier.training.loop import train
@@ -518,16 +517,6 @@ def test_yaml_reads_off_as_false():
     recipe = parse_recipe({"task": {"labels": ["A", "B"]}, "data": {"train": "x.jsonl"},
                            "tune": {"memory": {"checkpointing": False}}})  # fmt: skip
     assert recipe.tune.memory.checkpointing == "off"
-
-
-def test_bfloat16_where_there_is_none(monkeypatch):
-    monkeypatch.setattr("luthier.models.load.has_fast_bfloat16", lambda: False)
-    assert choose_precision("auto") == "float32"
-    from luthier.errors import ModelError
-
-    with pytest.raises(ModelError, match="precision: bfloat16 has no hardware on this processor"):
-        choose_precision("bfloat16")
-    assert processor_name() and has_fast_bfloat16() in (True, False)
 
 
 def test_what_a_container_leaves(tmp_path):

@@ -6,12 +6,9 @@ import ctypes
 import os
 import platform
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from luthier.errors import RunError
 from luthier.processes import local_rank, num_processes_here
@@ -171,26 +168,16 @@ def set_up_torch() -> None:
 
 
 @cache
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (Intel AMX); elsewhere it is emulated."""
+def has_fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware: Intel AMX, a GPU from Nvidia's Ampere on or AMD's.
+
+    Elsewhere it would be emulated; of other devices nothing is known.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+        return device == "cpu" and " amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-
-
-@contextmanager
-def products(precision: str) -> Iterator[None]:
-    """Inside it, float32 matrix products on a CPU round their factors to bfloat16 and add up in float32."""
-    import torch
-
-    if precision != "bfloat16":
-        yield
-        return
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before

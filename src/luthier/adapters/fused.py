@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
 from luthier.adapters.qlora import PackedLinear
-from luthier.runtime import products
+from luthier.kernels import add_product, linear, product
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read one tensor
 
@@ -41,8 +41,7 @@ class LoraLinears(torch.autograd.Function):
         outs = []
         start = 0
         for weight_OI, layer, bias_O, b_OR, scale in zip(frozen, packed, biases, b_s, scales, strict=True):
-            with products(precision):
-                y_NO = nn.functional.linear(x_NI, unpacked(weight_OI, layer), bias_O)
+            y_NO = linear(x_NI, unpacked(weight_OI, layer), bias_O, precision)
             end = start + b_OR.shape[1]
             outs.append(y_NO.addmm_(low_NR[:, start:end], b_OR.T, alpha=scale))
             start = end
@@ -68,8 +67,10 @@ class LoraLinears(torch.autograd.Function):
             grad_bs.append((low_NR[:, start:end].T @ grad_NO).mul_(scale).T)  # nearly twice as fast as g^T low
             if ctx.needs_input_grad[0]:
                 full_OI = unpacked(weight_OI, layer)
-                with products(precision):
-                    grad_x_NI = grad_NO @ full_OI if grad_x_NI is None else grad_x_NI.addmm_(grad_NO, full_OI)
+                if grad_x_NI is None:
+                    grad_x_NI = product(grad_NO, full_OI, precision)
+                else:
+                    add_product(grad_x_NI, grad_NO, full_OI, precision)
             start = end
         grad_low_NR = joined(grad_lows, dim=1)
         if grad_x_NI is not None:

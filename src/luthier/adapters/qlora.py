@@ -21,8 +21,9 @@ from luthier.adapters.peft_files import change_config, has_transposed, load_peft
 from luthier.adapters.snapshot import Snapshot
 from luthier.errors import ModelError
 from luthier.files import write_json
+from luthier.kernels import product
 from luthier.recipe.adapters import Qlora
-from luthier.runtime import products, release_free_memory
+from luthier.runtime import release_free_memory
 
 QUANTIZED = "quantized.json"  # beside a saved adapter: how the weights under it were kept
 BLOCK = 64  # weights that share a scale
@@ -35,14 +36,12 @@ class PackedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         """The product."""
         ctx.layer = layer
-        with products(layer.precision):
-            return x @ layer.weight.to(x.dtype).T
+        return product(x, layer.weight.to(x.dtype).T, layer.precision)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """dx = g W."""
-        with products(ctx.layer.precision):
-            return grad @ ctx.layer.weight.to(grad.dtype), None
+        return product(grad, ctx.layer.weight.to(grad.dtype), ctx.layer.precision), None
 
 
 class PackedLinear(nn.Linear):

@@ -10,17 +10,17 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from luthier.errors import ModelError
 from luthier.files import sha256
 from luthier.forest.encoders import is_encoder
-from luthier.kernels import quicken
+from luthier.kernels import quicken, round_on, rounded_linear
 from luthier.models.encoders import known_positions, load_encoder, refuse_wrong_kind
 from luthier.models.store import find_model
-from luthier.runtime import chosen_device, has_fast_bfloat16, products
+from luthier.runtime import chosen_device, has_fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def load_model(name: str, device: str | None = None, precision: str = "float32",
     `encoders`: whether one that sees both sides will do; else it is refused.
 
     `precision`: `float32`; `bfloat16` rounds the factors of the linear layers' products (sums stay float32), which
-    processors with bfloat16 matrix units do several times faster; `auto` does so where there are such units.
-    On a GPU products are float32. Only safetensors weights are read. Raises ModelError.
+    processors and GPUs with bfloat16 matrix units do several times faster; `auto` does so where there are such units.
+    Only safetensors weights are read. Raises ModelError.
     """
     device = device or chosen_device()
     precision = choose_precision(precision, device)
@@ -113,6 +113,7 @@ def load_model(name: str, device: str | None = None, precision: str = "float32",
     size = sum(parameter.numel() for parameter in model.parameters())
     if precision == "bfloat16":
         round_products(model)
+    round_on(device, precision)
     quicken(model)
     return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size, precision)
 
@@ -126,33 +127,23 @@ def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.flo
 
 def choose_precision(wanted: str, device: str = "cpu") -> str:
     """`float32` or `bfloat16`; ModelError where bfloat16 would only be emulated."""
-    if device != "cpu":
-        if wanted == "bfloat16":
-            raise ModelError(
-                f"precision: bfloat16 products are built for processors, and the model is on {device}. Set precision: "
-                "auto or float32, or LUTHIER_DEVICE=cpu."
-            )
-        return "float32"
-    if wanted == "bfloat16" and not has_fast_bfloat16():
+    if wanted == "float32" or has_fast_bfloat16(device):
+        return "float32" if wanted == "float32" else "bfloat16"
+    if wanted == "bfloat16":
+        where = "this processor" if device == "cpu" else device
         raise ModelError(
-            "precision: bfloat16 has no hardware on this processor (it would be emulated, slower than float32). "
+            f"precision: bfloat16 has no hardware on {where} (it would be emulated, slower than float32). "
             "Set precision: auto or float32."
         )
-    return "bfloat16" if wanted != "float32" and has_fast_bfloat16() else "float32"
+    return "float32"
 
 
 def round_products(model: nn.Module) -> None:
-    """Let the linear layers below the output head multiply in bfloat16 (`runtime.products`)."""
+    """Let the linear layers below the output head multiply in bfloat16 (kernels/products.py)."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for module in model.modules():
         if type(module) is nn.Linear and module is not head:
             module.forward = MethodType(rounded_linear, module)  # type: ignore[method-assign]
-
-
-def rounded_linear(self: Any, x: Tensor) -> Tensor:
-    """A linear layer's forward, its factors rounded to bfloat16."""
-    with products("bfloat16"):
-        return nn.functional.linear(x, self.weight, self.bias)
 
 
 def refuse_incomplete(what: str, found: dict[str, Any]) -> None:

@@ -1,0 +1,89 @@
+"""Matrix products whose factors are rounded to bfloat16, forward and backward; weights and gradients stay as they are.
+
+On a CPU oneDNN rounds, and adds up and answers in float32. Elsewhere the factors are cast, as torch's autocast does it:
+the device adds up in float32, and the answer is rounded too. The products that are not rounded (attention, the output
+head, what is low-rank) may take TF32 there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def round_on(device: str, precision: str) -> None:
+    """Let the other float32 products of a GPU be TF32 where its linear layers are rounded, and exact where not."""
+    if device.startswith("cuda"):
+        exactness = "tf32" if precision == "bfloat16" else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = exactness
+
+
+def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
+    """a @ b, of a's type."""
+    if precision != "bfloat16":
+        return a @ b
+    if a.device.type != "cpu":
+        return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).to(a.dtype)
+    with rounding():
+        return a @ b
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor, precision: str) -> Tensor:
+    """out + a @ b, in place."""
+    if precision == "bfloat16" and out.device.type != "cpu":
+        return out.add_(product(a, b, precision))
+    with rounding(precision == "bfloat16"):
+        return out.addmm_(a, b)
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, precision: str) -> Tensor:
+    """x W^T + b, [..., O], of x's type."""
+    if precision == "bfloat16" and x.device.type != "cpu":
+        out = product(x, weight_OI.T, precision)
+        return out if bias_O is None else out.add_(bias_O)
+    with rounding(precision == "bfloat16"):
+        return nn.functional.linear(x, weight_OI, bias_O)
+
+
+class RoundedLinear(torch.autograd.Function):
+    """y = x W^T + b. x [..., I], W [O, I], b [O] or None -> y [..., O]; factors are rounded in backward too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """The product."""
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight_OI)
+        return linear(x, weight_OI, bias_O, "bfloat16")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """dx = g W;  dW = g^T x;  db = the sum of g."""
+        x, weight_OI = ctx.saved_tensors
+        grad_x = product(grad, weight_OI, "bfloat16") if ctx.needs_input_grad[0] else None
+        grad_NO = grad.reshape(-1, grad.shape[-1])
+        grad_weight = None if x is None else product(grad_NO.T, x.reshape(-1, x.shape[-1]), "bfloat16")
+        return grad_x, grad_weight, grad_NO.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def rounded_linear(self: Any, x: Tensor) -> Tensor:
+    """The forward of a linear layer whose products are rounded."""
+    out: Tensor = RoundedLinear.apply(x, self.weight, self.bias)
+    return out
+
+
+@contextmanager
+def rounding(on: bool = True) -> Iterator[None]:
+    """Inside it, float32 matrix products on a CPU round their factors to bfloat16 and add up in float32."""
+    if not on:
+        yield
+        return
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
