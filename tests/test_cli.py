@@ -6,6 +6,7 @@ import signal
 import pytest
 import yaml
 
+from luthier.cli.screen import Pace
 from luthier.recipe import dump_recipe, load_recipe, parse_recipe
 
 ROWS = "".join(f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS")))
@@ -249,3 +250,15 @@ def test_help_names_the_commands(luthier):
     code, out, err = luthier("--help")
     assert (code, err) == (0, "")
     assert all(word in out for word in ("run", "predict", "models", "data"))
+
+
+def test_the_time_left_is_by_the_pace_of_the_work_at_hand():
+    """Ten rows are scored in 5 s; then a training of 100 steps that was stopped after step 60 makes one each 2 s."""
+    pace = Pace(0.0)
+    assert pace.left(2.0, 4, 10) == pytest.approx(3.0), "half a second a row"
+    assert pace.left(5.0, 10, 10) == 0.0
+    assert pace.left(8.0, 61, 100) == pytest.approx(3 / 61 * 39), "the first that is heard of: nothing better is known"
+    assert pace.left(10.0, 62, 100) == pytest.approx(76.0), "2 s a step since"
+    assert pace.left(11.0, 62, 100) == pytest.approx(114.0), "a validation takes time too"
+    assert pace.left(12.0, 63, 100) == pytest.approx(74.0)
+    assert Pace(0.0).left(1.0, 0, 10) == 0.0

@@ -651,3 +651,17 @@ def test_without_validation_rows_the_last_step_is_kept(tiny_path, tmp_path):
     assert (history.num_steps, history.step, history.best_step, history.validation) == (3, 3, 3, [])
     rates = [entry["learning_rate"] for entry in history.train]
     assert rates[-1] < rates[-2] <= training.tune.learning_rate  # decayed within the shorter schedule
+
+
+def test_a_long_validation_is_heard_of(tiny_path, tmp_path):
+    training = Training(tiny_path, tune_of(epochs=1.0, evaluate_every=2))
+    heard: list[tuple[int, int, float]] = []
+    train(
+        training.learner, training.method, training.examples, training.validation, training.tune, 0, tmp_path,
+        lambda progress: None, watch=lambda *told: heard.append(told),
+    )  # fmt: skip
+    steps = sorted({step for step, _, _ in heard})
+    assert steps[-1] == heard[-1][1] and len(steps) > 1
+    for step in steps:
+        shares = [share for at, _, share in heard if at == step]
+        assert shares == sorted(shares) and shares[-1] == 1.0

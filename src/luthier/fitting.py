@@ -92,10 +92,12 @@ class Fitting:
         learner.prepare(validation, recipe.tune.pass_tokens)
         before = 0 if first is None else first.num_steps
 
+        def tell(step: int, num_steps: int, note: str) -> None:
+            self.update(before + step, max(self.num_steps(), before + num_steps), note)
+
         def report(progress: Progress) -> None:
             accuracy = f", validation {progress.figures['accuracy']:.1%}" if "accuracy" in progress.figures else ""
-            total = max(self.num_steps(), before + progress.num_steps)
-            self.update(before + progress.step, total, f"loss {progress.loss:.3f}{accuracy}")
+            tell(progress.step, progress.num_steps, f"loss {progress.loss:.3f}{accuracy}")
             self.hear(progress)
 
         history = train(
@@ -109,6 +111,7 @@ class Fitting:
             report,
             length_share=1.0 if first is None else first.length_share(),
             say=self.say,
+            watch=lambda step, num_steps, share: tell(step, num_steps, f"validating, {share:.0%}"),
         )
         return learner, history
 
@@ -138,7 +141,8 @@ class Fitting:
     def fitted_temperature(self, learner: Learner) -> float:
         """The temperature of the answers on validation rows, which this learner has not been trained on."""
         classifier = Classifier(learner, self.prompt, self.recipe.ask.batch_tokens)
-        logprobs = classifier.logprobs([row.text for row in self.rows.validation])
+        texts = [row.text for row in self.rows.validation]
+        logprobs = classifier.logprobs(texts, lambda done, total: self.update(done, total, "calibrating"))
         return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
 
 

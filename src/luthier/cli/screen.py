@@ -90,6 +90,29 @@ class Live:
         self.bars.console.print(f"[yellow]note[/] {escape(text)}")
 
 
+class Pace:
+    """How long the rest of some work takes, by the pace since it was first heard of.
+
+    Work of another size (or work that falls back) is new work: a stage scores rows, trains, scores again. What was done
+    before it was first heard of, by a run that was stopped, says nothing of the pace.
+    """
+
+    def __init__(self, now: float):
+        self.begun = self.last = now
+        self.done = self.total = 0
+        self.first: tuple[float, int] | None = None
+
+    def left(self, now: float, done: int, total: int) -> float:
+        """Seconds, at `now`; 0 where nothing is done."""
+        if total != self.total or done < self.done:
+            self.begun, self.first = self.last, None
+        elif self.first is None and 0 < self.done < done:
+            self.first = (self.last, self.done)
+        self.last, self.done, self.total = now, done, total
+        since, before = self.first or (self.begun, 0)
+        return (now - since) / (done - before) * (total - done) if done else 0.0
+
+
 class Plain:
     """Lines for logs: a stage's end, and progress every quarter minute."""
 
@@ -98,6 +121,7 @@ class Plain:
         self.stages: list[str] = []
         self.stage = ""
         self.started = self.last = time.monotonic()
+        self.pace = Pace(self.started)
 
     def plan(self, stages: list[str]) -> None:
         """Remember the order."""
@@ -106,14 +130,15 @@ class Plain:
     def begin(self, stage: str) -> None:
         """Note the start."""
         self.stage, self.started, self.last = stage, time.monotonic(), time.monotonic()
+        self.pace = Pace(self.started)
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """A line now and then, with time left."""
         now = time.monotonic()
+        left = self.pace.left(now, done, total)
         if now - self.last < PLAIN_EVERY_SECONDS or not done:
             return
         self.last = now
-        left = (now - self.started) / done * (total - done)
         self.write(f"{place(self.stage, self.stages)} {self.stage}: {done}/{total}, {clock(left)} left {note}".rstrip())
 
     def end(self, stage: str, cached: bool, note: str = "") -> None:

@@ -169,6 +169,7 @@ class StageRun:
         return train_loop(
             start.learner, plan.objective, plan.train, plan.validation, self.stage.tune, self.whole.recipe.seed,
             self.folder / "training", self.report, course=plan.course, say=self.say,
+            watch=self.watch,
         )  # fmt: skip
 
     def save(self, start: Start, parts: dict[str, list[Example]]) -> None:
@@ -257,6 +258,10 @@ class StageRun:
         note = f"loss {progress.loss:.3f}" + (f", validation {figures}" if figures else "")
         self.whole.listener.update(progress.step, progress.num_steps, note)
         self.hear(progress)
+
+    def watch(self, step: int, num_steps: int, share: float) -> None:
+        """A part of a validation done."""
+        self.whole.listener.update(step, num_steps, f"validating, {share:.0%}")
 
     def say(self, text: str) -> None:
         """Something the user should know of this stage."""

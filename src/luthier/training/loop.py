@@ -31,7 +31,7 @@ from luthier.training.ranks import here, refuse_other_rows
 from luthier.training.schedules import schedule_of
 from luthier.training.step import divisors, one_step, varied
 from luthier.training.unfreezing import thawing
-from luthier.training.validator import Validator
+from luthier.training.validator import Validator, Watch
 
 Report = Callable[[Progress], None]
 
@@ -48,12 +48,13 @@ def train(
     length_share: float = 1.0,
     course: Course | None = None,
     say: Say = lambda text: None,
+    watch: Watch = lambda step, num_steps, share: None,
 ) -> History:
     """Train `learner` in place and leave it at its best validation; returns the history of the run.
 
     Without validation rows it is left at the last step. `length_share` makes the whole schedule that much shorter.
     `course` is for rows of several tasks, and for a penalty. `say` is told what learns, and where a damaged checkpoint
-    is passed over.
+    is passed over. `watch` hears how far a validation is.
 
     Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint. Whatever else
     ends the training, the last good state is saved first; docs/survival.md has all of it.
@@ -90,7 +91,7 @@ def train(
         return one_step(learner, objective, rows, optimizer, factor, cut, step, course.penalty)
 
     validator = Validator(
-        learner, whole, objective, validation, training, folder, evaluate_every, room, keeper, average, ranks
+        learner, whole, objective, validation, training, folder, evaluate_every, room, keeper, average, ranks, watch
     )
     disturbing = disturbed(learner, training, seed, examples)
     thawed = thawing(learner, training, num_steps, num_rows / training.batch_size)

@@ -7,7 +7,7 @@ Normalisation is global: the weight of a whole optimizer step is counted before 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -26,7 +26,7 @@ from luthier.methods.base import (
     split_by_tokens,
     weights_of,
 )
-from luthier.processes import gathered
+from luthier.processes import gathered, num_processes
 from luthier.recipe import Training
 from luthier.training.checkpoint import StepDone
 from luthier.training.course import Penalty
@@ -171,17 +171,24 @@ def computed_tokens(learner: Learner, batch: Batch) -> int:
 
 @torch.no_grad()
 def evaluate(
-    learner: Learner, objective: Objective, examples: Sequence[Example], max_tokens: int
+    learner: Learner,
+    objective: Objective,
+    examples: Sequence[Example],
+    max_tokens: int,
+    watch: Callable[[float], None] = lambda share: None,
 ) -> tuple[float, dict[str, float]]:
-    """Loss and figures over examples: each figure is a ratio of sums over rows."""
+    """Loss and figures over examples: each figure is a ratio of sums over rows. `watch` hears which share is done."""
     learner.eval()
     examples, _ = annotated(learner, objective, examples, max_tokens)
     weights = divisors(objective, examples)
     loss = 0.0
     sums: dict[str, list[float]] = {}
+    num_done = 0
     for micro, counts in here().passes(learner, examples, max_tokens):
         batch = learner.batch(micro)
         outputs = learner(batch)
+        num_done += len(micro) * num_processes()
+        watch(min(1.0, num_done / len(examples)))
         if not counts:
             continue
         loss += float(objective.loss(outputs, batch).total) / weights[batch.task]

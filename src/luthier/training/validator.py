@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from luthier.methods.base import Example, Objective
@@ -17,6 +18,8 @@ from luthier.training.learner import Learner
 from luthier.training.memory import Room
 from luthier.training.ranks import Ranks
 from luthier.training.step import evaluate
+
+Watch = Callable[[int, int, float], None]  # step, number of steps, share of the validation rows that are done
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Validator:
     keeper: Keeper
     average: WeightAverage
     ranks: Ranks
+    watch: Watch
 
     @property
     def history(self) -> History:
@@ -81,7 +85,8 @@ class Validator:
 
     def figures(self) -> tuple[float, dict[str, float]]:
         """Loss and figures of the rows, now."""
-        return evaluate(self.learner, self.objective, self.rows, self.room.training.pass_tokens)
+        watch = partial(self.watch, self.history.step, self.history.num_steps)
+        return evaluate(self.learner, self.objective, self.rows, self.room.training.pass_tokens, watch)
 
     def keep_best(self) -> None:
         """Write these weights as the best so far."""
