@@ -26,6 +26,7 @@ from luthier.records import Sequence
 
 Floats = NDArray[np.float64]
 MIN_SHARED = 24  # tokens; a shorter shared beginning is not worth a pass of its own
+SEQUENCES_AT_ONCE = 4096  # of rows times labels, tokenised and held together
 CONTENT_FREE = ("N/A", "[MASK]", "...")  # Zhao et al. 2021, section 5
 Report = Callable[[int, int], None]
 
@@ -77,29 +78,51 @@ def score_labels(
 ) -> Scores:
     """Log-probability of every label after every text, in the order of `texts`."""
     model.eval()
-    candidates = candidate_sequences(prompt, texts, shots)
-    tokens_L = np.array([len(sequence.targets) for sequence in candidates[0]])
-    computed = 0
-    if backend != "padded" and (beginning is None or not beginning.fits(candidates)):
-        size = shared_beginning(candidates)
-        beginning = remember_beginning(model, candidates[0][0].tokens[:size]) if size else None
-        computed = size
-    start = beginning.size if beginning is not None else 0
-    past = beginning.past if beginning is not None else None
+    sums, computed, done = [], 0, 0
+    tokens_L = np.zeros(0, dtype=np.int64)
+
+    def tell(count: int) -> None:
+        if report is not None:
+            report(done + count, len(texts))
+
+    size = max(1, SEQUENCES_AT_ONCE // len(prompt.task.labels))
+    for done in range(0, len(texts), size):
+        several = slice(done, done + size)
+        candidates = candidate_sequences(prompt, texts[several], None if shots is None else shots[several])
+        tokens_L = np.array([len(sequence.targets) for sequence in candidates[0]])
+        if backend != "padded" and (beginning is None or not beginning.fits(candidates)):
+            shared = shared_beginning(candidates)
+            beginning = remember_beginning(model, candidates[0][0].tokens[:shared]) if shared else None
+            computed += shared
+        part_BL, num_tokens = score_candidates(model, backend, candidates, batch_tokens, beginning, tell)
+        sums.append(part_BL)
+        computed += num_tokens
+    return Scores(np.concatenate(sums), tokens_L, computed, beginning)
+
+
+def score_candidates(
+    model: nn.Module,
+    backend: str,
+    candidates: list[tuple[Sequence, ...]],
+    batch_tokens: int,
+    beginning: Beginning | None,
+    tell: Callable[[int], None],
+) -> tuple[Floats, int]:
+    """Sums of log p of some rows' labels [B, L], and how many tokens were computed behind the beginning."""
+    start, past = (0, None) if beginning is None else (beginning.size, beginning.past)
     examples = [Example(cut(row, start)) for row in candidates]
     order = {id(example): i for i, example in enumerate(examples)}
-    sum_BL = np.zeros((len(texts), len(tokens_L)))
-    done = 0
+    sum_BL = np.zeros((len(candidates), len(candidates[0])))
+    computed = done = 0
     for micro in split_by_tokens(examples, batch_tokens):
         batch = make_batch(micro, next(model.parameters()).device)
         hidden_ND = hidden_states(model, batch.forest, backend, past)
-        scores = candidate_scores(logprobs(model, batch.forest, hidden_ND), batch, len(tokens_L))
+        scores = candidate_scores(logprobs(model, batch.forest, hidden_ND), batch, len(candidates[0]))
         sum_BL[[order[id(example)] for example in micro]] = scores.double().cpu().numpy()
         computed += batch.forest.num_tokens
         done += len(micro)
-        if report is not None:
-            report(done, len(texts))
-    return Scores(sum_BL, tokens_L, computed, beginning)
+        tell(done)
+    return sum_BL, computed
 
 
 def shared_beginning(candidates: ManyOf[ManyOf[Sequence]]) -> int:
