@@ -45,7 +45,8 @@ class RunFolder:
             raise RunError(f"{self.path}: is a file. Give another folder with --out.")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path}: holds other files and is not a run folder. Give another folder with --out.")
-        restore_below(self.path)
+        if processes.is_first():  # the others come by while it writes already
+            restore_below(self.path)
         write_text(self.path / "recipe.yaml", recipe_text)
 
     def stage(self, name: str, inputs: Any, compute: Callable[[], Any], together: bool = False) -> tuple[Any, bool]:

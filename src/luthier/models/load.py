@@ -127,8 +127,8 @@ def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.flo
 
 def choose_precision(wanted: str, device: str = "cpu") -> str:
     """`float32` or `bfloat16`; ModelError where bfloat16 would only be emulated."""
-    if wanted == "float32" or has_fast_bfloat16(device):
-        return "float32" if wanted == "float32" else "bfloat16"
+    if wanted != "float32" and has_fast_bfloat16(device):
+        return "bfloat16"
     if wanted == "bfloat16":
         where = "this processor" if device == "cpu" else device
         raise ModelError(
