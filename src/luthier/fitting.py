@@ -55,7 +55,7 @@ class Fitting:
         reset_peak_memory()
         learner, history = self.fit(training, validation, self.folder)
         trained = sum(parameter.numel() for parameter in learner.trained().values())
-        temperature = self.fitted_temperature(learner)
+        temperature = self.fitted_temperature(learner, history)
         done = [history]
         if tune.refit:
             unloaded(learner)
@@ -138,11 +138,16 @@ class Fitting:
         rows = [num_train, num_train + len(self.rows.validation)] if tune.refit else [num_train]
         return sum(math.ceil(tune.epochs * count / tune.batch_size) for count in rows)
 
-    def fitted_temperature(self, learner: Learner) -> float:
+    def fitted_temperature(self, learner: Learner, history: History) -> float:
         """The temperature of the answers on validation rows, which this learner has not been trained on."""
+
+        def tell(done: int, total: int) -> None:
+            steps = max(self.num_steps(), history.num_steps)
+            self.update(history.num_steps, steps, f"calibrating, {done / total:.0%}")
+
         classifier = Classifier(learner, self.prompt, self.recipe.ask.batch_tokens)
         texts = [row.text for row in self.rows.validation]
-        logprobs = classifier.logprobs(texts, lambda done, total: self.update(done, total, "calibrating"))
+        logprobs = classifier.logprobs(texts, tell)
         return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
 
 
