@@ -92,12 +92,9 @@ class Fitting:
         learner.prepare(validation, recipe.tune.pass_tokens)
         before = 0 if first is None else first.num_steps
 
-        def tell(step: int, num_steps: int, note: str) -> None:
-            self.update(before + step, max(self.num_steps(), before + num_steps), note)
-
         def report(progress: Progress) -> None:
             accuracy = f", validation {progress.figures['accuracy']:.1%}" if "accuracy" in progress.figures else ""
-            tell(progress.step, progress.num_steps, f"loss {progress.loss:.3f}{accuracy}")
+            self.tell(before + progress.step, before + progress.num_steps, f"loss {progress.loss:.3f}{accuracy}")
             self.hear(progress)
 
         history = train(
@@ -111,7 +108,9 @@ class Fitting:
             report,
             length_share=1.0 if first is None else first.length_share(),
             say=self.say,
-            watch=lambda step, num_steps, share: tell(step, num_steps, f"validating, {share:.0%}"),
+            watch=lambda step, num_steps, share: self.tell(
+                before + step, before + num_steps, f"validating, {share:.0%}"
+            ),
         )
         return learner, history
 
@@ -132,6 +131,10 @@ class Fitting:
         learner = new_learner(self.model, tune.adapter, recipe.seed, recipe.attention, heads)
         return cached(learner, tune, self.folder / "states", self.model.precision)
 
+    def tell(self, step: int, num_steps: int, note: str) -> None:
+        """How far both trainings are, of as many steps as are planned or one of them says."""
+        self.update(step, max(self.num_steps(), num_steps), note)
+
     def num_steps(self) -> int:
         """Steps of both trainings, for the time left."""
         tune, num_train = self.recipe.tune, len(self.rows.train)
@@ -140,14 +143,10 @@ class Fitting:
 
     def fitted_temperature(self, learner: Learner, history: History) -> float:
         """The temperature of the answers on validation rows, which this learner has not been trained on."""
-
-        def tell(done: int, total: int) -> None:
-            steps = max(self.num_steps(), history.num_steps)
-            self.update(history.num_steps, steps, f"calibrating, {done / total:.0%}")
-
         classifier = Classifier(learner, self.prompt, self.recipe.ask.batch_tokens)
         texts = [row.text for row in self.rows.validation]
-        logprobs = classifier.logprobs(texts, tell)
+        steps = history.num_steps
+        logprobs = classifier.logprobs(texts, lambda n, total: self.tell(steps, steps, f"calibrating, {n / total:.0%}"))
         return fit_temperature(logprobs, gold_indices(self.rows.validation, self.recipe.task.labels))
 
 

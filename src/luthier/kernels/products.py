@@ -24,29 +24,32 @@ def round_on(device: str, precision: str) -> None:
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """a @ b, of a's type."""
-    if precision != "bfloat16":
-        return a @ b
-    if a.device.type != "cpu":
+    if is_cast(a, precision):
         return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).to(a.dtype)
-    with rounding():
+    with rounding(precision):
         return a @ b
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, precision: str) -> Tensor:
     """out + a @ b, in place."""
-    if precision == "bfloat16" and out.device.type != "cpu":
+    if is_cast(out, precision):
         return out.add_(product(a, b, precision))
-    with rounding(precision == "bfloat16"):
+    with rounding(precision):
         return out.addmm_(a, b)
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, precision: str) -> Tensor:
     """x W^T + b, [..., O], of x's type."""
-    if precision == "bfloat16" and x.device.type != "cpu":
+    if is_cast(x, precision):
         out = product(x, weight_OI.T, precision)
         return out if bias_O is None else out.add_(bias_O)
-    with rounding(precision == "bfloat16"):
+    with rounding(precision):
         return nn.functional.linear(x, weight_OI, bias_O)
+
+
+def is_cast(x: Tensor, precision: str) -> bool:
+    """Whether factors are rounded by casting them."""
+    return precision == "bfloat16" and x.device.type != "cpu"
 
 
 class RoundedLinear(torch.autograd.Function):
@@ -75,9 +78,9 @@ def rounded_linear(self: Any, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def rounding(on: bool = True) -> Iterator[None]:
+def rounding(precision: str) -> Iterator[None]:
     """Inside it, float32 matrix products on a CPU round their factors to bfloat16 and add up in float32."""
-    if not on:
+    if precision != "bfloat16":
         yield
         return
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

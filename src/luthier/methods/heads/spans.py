@@ -22,8 +22,7 @@ def entities(tags: Sequence[str]) -> set[Entity]:
     found: set[Entity] = set()
     begun, before = 0, "O"
     for index, tag in enumerate((*tags, "O")):
-        goes_on = inside(tag) and follows(before, tag)
-        if goes_on:
+        if inside(tag) and follows(before, tag):
             before = tag
             continue
         if before != "O":
