@@ -7,6 +7,7 @@ milliseconds. One thread throughout, since a fork takes no threads along.
 import json
 import os
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -244,11 +245,14 @@ def commands(recipe: Path, folder: Path, kills: int) -> dict:
     assert os.waitpid(command(folder / "whole"), 0)[1] == 0
     seconds = time.monotonic() - started
     draw, killed = np.random.default_rng(7), 0
-    for _ in range(kills):
+    while killed < kills:
         number = command(folder / "killed")
         time.sleep(draw.uniform(0.05, 0.7) * seconds)
         os.kill(number, signal.SIGKILL)
-        killed += os.waitpid(number, 0)[1] == signal.SIGKILL
+        if os.waitpid(number, 0)[1] == signal.SIGKILL:
+            killed += 1
+        else:  # it was done before: a fresh one
+            shutil.rmtree(folder / "killed")
     ends = {"killed": os.waitpid(command(folder / "killed"), 0)[1]}
     for sent in (signal.SIGINT, signal.SIGTERM):
         number = command(folder / sent.name)
