@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from luthier.forest.even import even_length
 from luthier.forest.tree import Forest, build_forest
 
 
@@ -104,7 +105,7 @@ def masked_head(model: nn.Module) -> MaskedHead:
     return HEADS[config.model_type](model)
 
 
-def encoder_hidden_states(body: Any, forest: Forest, device: torch.device) -> Tensor:
+def encoder_hidden_states(model: nn.Module, body: Any, forest: Forest, device: torch.device) -> Tensor:
     """The last hidden states [N, D]; in XLNet, where there are targets, the query stream's at those.
 
     Sequences of very different lengths run apart, so that little is computed for padding.
@@ -113,7 +114,7 @@ def encoder_hidden_states(body: Any, forest: Forest, device: torch.device) -> Te
     parts, places = [], []
     for group in forest.length_groups():
         own = build_forest([forest.sequences[s] for s in group], causal=False)
-        parts.append(padded_encoder(body, own, device))
+        parts.append(padded_encoder(body, own, even_length(model, own.longest), device))
         place_N = np.empty(own.num_tokens, np.int64)
         for number, s in enumerate(group):
             place_N[own.rows_of(number)] = forest.rows_of(s)
@@ -122,9 +123,9 @@ def encoder_hidden_states(body: Any, forest: Forest, device: torch.device) -> Te
     return torch.cat(parts).index_select(0, back)
 
 
-def padded_encoder(body: Any, forest: Forest, device: torch.device) -> Tensor:
-    """The same for sequences of nearly one length, in one padded pass."""
-    tokens, mask = (torch.from_numpy(array).to(device) for array in forest.padded())
+def padded_encoder(body: Any, forest: Forest, length: int, device: torch.device) -> Tensor:
+    """The same for sequences of nearly one length, in one pass, padded to `length`."""
+    tokens, mask = (torch.from_numpy(array).to(device) for array in forest.padded(length))
     if body.config.model_type == PERMUTED:
         mask = mask.to(next(body.parameters()).dtype)
         if len(forest.row_M):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.errors import ModelError
 from luthier.forest.attention import IMPLEMENTATION, register
 from luthier.forest.encoders import encoder_hidden_states, is_encoder, masked_head
+from luthier.forest.even import even_length, filled_up
 from luthier.forest.head import target_logprobs
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import Forest
@@ -89,12 +90,13 @@ def hidden_states(model: nn.Module, forest: Forest, backend: str, past: Past | N
     device = next(model.parameters()).device
     if backend == "padded":
         return padded_hidden_states(model, forest, device)
-    virtual = virtual_of(model)
+    whole, virtual = filled_up(model, forest), virtual_of(model)
     if virtual is not None and past is None:  # a past begins with them
-        return virtual_hidden_states(model, backbone(model), forest, backend, device, virtual)
-    plan = plan_forest(forest, backend, device, past=past)
-    tokens = torch.from_numpy(forest.tokens_N).to(device)
-    return run_plan(model, tokens, plan)
+        hidden_ND = virtual_hidden_states(model, backbone(model), whole, backend, device, virtual)
+    else:
+        plan = plan_forest(whole, backend, device, past=past)
+        hidden_ND = run_plan(model, torch.from_numpy(whole.tokens_N).to(device), plan)
+    return hidden_ND[: forest.num_tokens]
 
 
 def run_plan(model: nn.Module, tokens_N: Tensor, plan: Plan) -> Tensor:
@@ -114,8 +116,8 @@ def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device)
     """The same [N, D] through the family's own padded attention: slower, and right for every family."""
     body: Any = backbone(model)
     if not forest.causal:
-        return encoder_hidden_states(body, forest, device)
-    tokens, mask = forest.padded()
+        return encoder_hidden_states(model, body, forest, device)
+    tokens, mask = forest.padded(even_length(model, forest.longest))
     inputs, before = padded_inputs(model, torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
     out = body(**inputs, use_cache=False)
     owner, time = torch.from_numpy(forest.first_N), torch.from_numpy(forest.positions_N) + before

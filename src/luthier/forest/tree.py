@@ -69,9 +69,14 @@ class Forest:
         return sum(len(sequence.tokens) for sequence in self.sequences)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(sequence.tokens) for sequence in self.sequences)
+
+    @property
     def num_padded_tokens(self) -> int:
         """Tokens of the padded batch of the same sequences."""
-        return len(self.sequences) * max(len(sequence.tokens) for sequence in self.sequences)
+        return len(self.sequences) * self.longest
 
     def length_groups(self) -> list[list[int]]:
         """Sequences of nearly one length, longest first: what an encoder pads together. A causal forest is one group.
@@ -98,10 +103,9 @@ class Forest:
         """Tokens of the padded batches of its length groups: what the padded path computes."""
         return sum(len(group) * max(len(self.sequences[s].tokens) for s in group) for group in self.length_groups())
 
-    def padded(self) -> tuple[Ints, Ints]:
-        """Tokens and mask [S, T] of the padded batch; the padding is token 0 under mask 0."""
-        longest = max(len(sequence.tokens) for sequence in self.sequences)
-        tokens = np.zeros((len(self.sequences), longest), dtype=np.int64)
+    def padded(self, length: int | None = None) -> tuple[Ints, Ints]:
+        """Tokens and mask [S, T] of the padded batch; the padding is token 0 under mask 0. `length`: T if longer."""
+        tokens = np.zeros((len(self.sequences), length or self.longest), dtype=np.int64)
         mask = np.zeros_like(tokens)
         for s, sequence in enumerate(self.sequences):
             tokens[s, : len(sequence.tokens)] = sequence.tokens

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.forest.even import filled_up
 from luthier.forest.forward import backbone, output_head, run_plan
 from luthier.forest.head import cap
 from luthier.forest.plan import Past, Plan, plan_forest
@@ -49,7 +50,7 @@ def generate(
     if not prompts:
         return []
     device = next(model.parameters()).device
-    forest = build_forest([Sequence(tuple(prompt)) for prompt in prompts])
+    forest = filled_up(model, build_forest([Sequence(tuple(prompt)) for prompt in prompts]))
     past = first_past(model, backbone(model))
     before = len(past.positions_P)
     plan = plan_forest(forest, "grouped", device, past=past)

@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 from luthier.errors import ModelError
 from luthier.files import sha256
 from luthier.forest.encoders import is_encoder
+from luthier.forest.even import mark_even
 from luthier.kernels import quicken, round_on, rounded_linear
 from luthier.models.encoders import known_positions, load_encoder, refuse_wrong_kind
 from luthier.models.store import find_model
@@ -113,6 +114,8 @@ def load_model(name: str, device: str | None = None, precision: str = "float32",
     size = sum(parameter.numel() for parameter in model.parameters())
     if precision == "bfloat16":
         round_products(model)
+        if device == "cpu":
+            mark_even(model, known_positions(config))
     round_on(device, precision)
     quicken(model)
     return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size, precision)

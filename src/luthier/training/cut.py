@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from luthier.errors import TrainingError
 from luthier.forest.encoders import PERMUTED
+from luthier.forest.even import even_length, even_size
 from luthier.forest.forward import backbone, hidden_states
 from luthier.forest.tree import Forest, build_forest
 from luthier.records import Sequence
@@ -44,7 +45,7 @@ class Cut:
     def below(self, forest: Forest) -> Tensor:
         """What comes out of the lower layers, [N, D]."""
         found: list[Tensor] = []
-        places = iter(layouts(forest, self.backend))
+        places = iter(layouts(self.lm, forest, self.backend))
         inner = self.lower[-1].forward
 
         def record(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +63,7 @@ class Cut:
 
     def above(self, forest: Forest, states_ND: Tensor) -> Tensor:
         """The last hidden states [N, D], from what came out of the lower layers."""
-        places = iter(layouts(forest, self.backend))
+        places = iter(layouts(self.lm, forest, self.backend))
 
         def replay(*_: Any, **__: Any) -> Any:
             rows_BT = torch.from_numpy(next(places)).to(states_ND.device)
@@ -140,17 +141,19 @@ def forwards(chosen: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[Non
         yield
 
 
-def layouts(forest: Forest, backend: str) -> list[Ints]:
+def layouts(lm: nn.Module, forest: Forest, backend: str) -> list[Ints]:
     """For each pass that the model's body makes over a forest: the forest row of each place [B, T], -1 for padding."""
     if backend != "padded":
-        return [np.arange(forest.num_tokens)[None]]
+        idle = even_size(lm, forest.num_tokens) - forest.num_tokens
+        return [np.concatenate([np.arange(forest.num_tokens), np.full(idle, -1)])[None]]
     groups = [list(range(len(forest.sequences)))] if forest.causal else forest.length_groups()
-    return [padded_rows(forest, group) for group in groups]
+    return [padded_rows(lm, forest, group) for group in groups]
 
 
-def padded_rows(forest: Forest, group: list[int]) -> Ints:
+def padded_rows(lm: nn.Module, forest: Forest, group: list[int]) -> Ints:
     """The same for the padded batch of some sequences. Tokens that are never read have no row."""
-    rows_BT = np.full((len(group), max(len(forest.sequences[s].tokens) for s in group)), -1, np.int64)
+    length = even_length(lm, max(len(forest.sequences[s].tokens) for s in group))
+    rows_BT = np.full((len(group), length), -1, np.int64)
     for place, s in enumerate(group):
         path = forest.rows_of(s)
         rows_BT[place, : len(path)] = path

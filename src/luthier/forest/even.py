@@ -1,0 +1,52 @@
+"""Sizes that come again. oneDNN makes and keeps a kernel for every number of rows that its rounded products meet:
+over half a megabyte for each kind of layer, pinned wherever the heap had room, and milliseconds to make. A long
+training, or a server, meets thousands of sizes. So passes of a model that rounds on a CPU are filled up to one of few
+sizes (docs/memory.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from luthier.forest.tree import Forest, Node
+
+MARK = "evens_up_to"  # the attribute of a model whose passes are filled up: the positions it knows
+STEPS, ROUGH_STEPS, ROWS = 32, 16, 32  # sizes between a power of two and the next; fewer where a step is under 32 rows
+
+
+def mark_even(model: nn.Module, positions: int) -> None:
+    """From here on passes of this model, which knows so many positions, are filled up."""
+    setattr(model, MARK, positions)
+
+
+def even_size(model: nn.Module, size: int) -> int:
+    """The rows of a pass that needs `size` of them: a sixteenth more at most, a thirty-second from 1,024 on."""
+    if not hasattr(model, MARK):
+        return size
+    power = 1 << max(size.bit_length() - 1, 0)
+    step = max(min(power // ROUGH_STEPS, ROWS), power // STEPS, 1)
+    return -(-size // step) * step
+
+
+def even_length(model: nn.Module, longest: int) -> int:
+    """The length that a batch is padded to: such a size, within the positions that the model knows."""
+    return max(longest, min(even_size(model, longest), getattr(model, MARK, longest)))
+
+
+def filled_up(model: nn.Module, forest: Forest) -> Forest:
+    """The forest with a tree of idle rows behind its own: nobody reads them, and nothing flows back from them."""
+    idle = even_size(model, forest.num_tokens) - forest.num_tokens
+    if not idle:
+        return forest
+    start, end = forest.num_tokens, forest.num_tokens + idle
+    nothing = np.zeros(idle, np.int64)
+    return replace(
+        forest,
+        tokens_N=np.concatenate([forest.tokens_N, nothing]),
+        positions_N=np.concatenate([forest.positions_N, nothing]),
+        nodes=(*forest.nodes, Node(start, end, end, -1, 0)),
+        first_N=np.concatenate([forest.first_N, nothing]),
+    )
