@@ -14,7 +14,7 @@ from torch import nn
 from luthier.forest.tree import Forest, Node
 
 MARK = "evens_up_to"  # the attribute of a model whose passes are filled up: the positions it knows
-STEPS, ROUGH_STEPS, ROWS = 32, 16, 32  # sizes between a power of two and the next; fewer where a step is under 32 rows
+STEPS = 16  # sizes from a power of two to the next
 
 
 def mark_even(model: nn.Module, positions: int) -> None:
@@ -23,11 +23,10 @@ def mark_even(model: nn.Module, positions: int) -> None:
 
 
 def even_size(model: nn.Module, size: int) -> int:
-    """The rows of a pass that needs `size` of them: a sixteenth more at most, a thirty-second from 1,024 on."""
+    """The rows of a pass that needs `size` of them: a sixteenth more at most."""
     if not hasattr(model, MARK):
         return size
-    power = 1 << max(size.bit_length() - 1, 0)
-    step = max(min(power // ROUGH_STEPS, ROWS), power // STEPS, 1)
+    step = max((1 << size.bit_length() - 1) // STEPS, 1)
     return -(-size // step) * step
 
 

@@ -113,12 +113,16 @@ def run_plan(model: nn.Module, tokens_N: Tensor, plan: Plan) -> Tensor:
 
 
 def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device) -> Tensor:
-    """The same [N, D] through the family's own padded attention: slower, and right for every family."""
+    """The same [N, D] through the family's own padded attention: slower, and right for every family.
+
+    No decoder's token sees the padding behind it, so nothing is masked: behind a sliding window a masked row would see
+    nothing at all, which is not a number.
+    """
     body: Any = backbone(model)
     if not forest.causal:
         return encoder_hidden_states(model, body, forest, device)
-    tokens, mask = forest.padded(even_length(model, forest.longest))
-    inputs, before = padded_inputs(model, torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
+    tokens_ST = torch.from_numpy(forest.padded(even_length(model, forest.longest))[0]).to(device)
+    inputs, before = padded_inputs(model, tokens_ST)
     out = body(**inputs, use_cache=False)
     owner, time = torch.from_numpy(forest.first_N), torch.from_numpy(forest.positions_N) + before
     return out.last_hidden_state[owner.to(device), time.to(device)]

@@ -80,13 +80,13 @@ def embedded(model: nn.Module, virtual: Virtual, tokens_N: Tensor) -> Tensor:
     return torch.cat([virtual.embeddings().to(rows_ND.dtype), rows_ND])
 
 
-def padded_inputs(model: nn.Module, tokens_ST: Tensor, mask_ST: Tensor) -> tuple[dict[str, Any], int]:
+def padded_inputs(model: nn.Module, tokens_ST: Tensor) -> tuple[dict[str, Any], int]:
     """What a model's body is called with, and how many of the rows that it returns stand before the sequences'."""
     virtual = virtual_of(model)
     if virtual is None:
-        return {"input_ids": tokens_ST, "attention_mask": mask_ST}, 0
-    size, rows = virtual.num_tokens, len(tokens_ST)
-    mask = torch.cat([mask_ST.new_ones(rows, size), mask_ST], dim=1)
+        return {"input_ids": tokens_ST, "attention_mask": torch.ones_like(tokens_ST)}, 0
+    size, (rows, length) = virtual.num_tokens, tokens_ST.shape
+    mask = tokens_ST.new_ones(rows, size + length)
     if virtual.embeddings is not None:
         rows_STD = model.get_input_embeddings()(tokens_ST)  # type: ignore[operator]
         learned = virtual.embeddings().to(rows_STD.dtype).expand(rows, -1, -1)
