@@ -1,7 +1,8 @@
-"""Sizes that come again. oneDNN makes and keeps a kernel for every number of rows that its rounded products meet:
-over half a megabyte for each kind of layer, pinned wherever the heap had room, and milliseconds to make. A long
-training, or a server, meets thousands of sizes. So passes of a model that rounds on a CPU are filled up to one of few
-sizes (docs/memory.md).
+"""Sizes that come again, for passes of a model whose products are rounded on a CPU.
+
+oneDNN makes a kernel for every number of rows that such a product meets, and keeps it: over half a megabyte for each
+kind of layer, pinned wherever the heap had room, and milliseconds to make. A long training, or a server, meets
+thousands of sizes. So passes are filled up to one of few (docs/memory.md).
 """
 
 from __future__ import annotations
