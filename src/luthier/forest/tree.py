@@ -104,7 +104,7 @@ class Forest:
         return sum(len(group) * max(len(self.sequences[s].tokens) for s in group) for group in self.length_groups())
 
     def padded(self, length: int | None = None) -> tuple[Ints, Ints]:
-        """Tokens and mask [S, T] of the padded batch; padding is token 0 under mask 0. `length`: T, else the longest."""
+        """Tokens and mask [S, T] of the padded batch; padding is token 0 under mask 0. `length`: T, else as is."""
         tokens = np.zeros((len(self.sequences), length or self.longest), dtype=np.int64)
         mask = np.zeros_like(tokens)
         for s, sequence in enumerate(self.sequences):
