@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.errors import TrainingError
+from luthier.forest import even
+from luthier.forest.even import mark_even
 from luthier.forest.tree import build_forest
 from luthier.recipe import Training as Settings
 from luthier.recipe.averaging import Ema, NoAverage, Stop, Swa
@@ -188,6 +190,16 @@ def test_disturbance_is_the_same_however_a_step_is_computed(changes, tiny_path, 
     assert found["padded"] == pytest.approx(found["whole"], rel=2e-5)
     plain = losses(Training(tiny_path, tune_of(epochs=1.6), validation=[]).run(tmp_path / "plain"))
     assert found["whole"] != pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["grouped", "padded"])
+def test_disturbance_is_the_same_in_passes_that_are_filled_up(backend, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(even, "STEPS", 2)
+    tune = tune_of(epochs=1.6, neftune_alpha=10.0, layer_drop=0.3)
+    wanted = losses(Training(tiny_path, tune, backend, validation=[]).run(tmp_path / "plain"))
+    training = Training(tiny_path, tune, backend, validation=[])
+    mark_even(training.learner.lm, 1 << 30)
+    assert losses(training.run(tmp_path / "filled")) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_disturbance_goes_on_where_it_was(tiny_path, tmp_path):

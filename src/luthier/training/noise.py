@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from luthier.forest.encoders import PERMUTED
+from luthier.forest.even import filled_up
 from luthier.forest.tree import Forest
 from luthier.methods.base import Example
 from luthier.recipe import Training
@@ -136,7 +137,8 @@ def noisy(learner: Learner, found: Disturbance) -> Iterator[None]:
     def add(module: nn.Module, arguments: tuple[Any, ...], out: Tensor) -> Tensor:
         if not (module.training and torch.is_grad_enabled()):
             return out
-        keys = flat_keys(forests[0]) if learner.backend != "padded" else keys_of(arguments[0], lm.config.model_type)
+        is_flat = learner.backend != "padded"
+        keys = flat_keys(filled_up(lm, forests[0])) if is_flat else keys_of(arguments[0], lm.config.model_type)
         size = found.training.neftune_alpha / math.sqrt(found.step.tokens * out.shape[-1])
         return out + size * uniform(keys, out, (found.seed, found.step.number)).to(out.dtype)
 
