@@ -277,7 +277,7 @@ def train_luthier(folder: Path, settings: Settings) -> None:
     """luthier's own step, as its training loop runs it."""
     keep_big_blocks()
     batches = [[make_example(row) for row in batch] for batch in read_batches(folder)]
-    model = load_model(workload.MODEL, precision=settings.precision)
+    model = load_model(workload.MODEL, precision=settings.precision, exact=TUNE.exact_weights)
     learner = new_learner(model, TUNE.adapter, seed=1, backend="grouped")
     learner.load(folder / "adapter")
     optimizer, method = make_optimizer(learner, TUNE), LabelSft()

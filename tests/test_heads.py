@@ -655,7 +655,9 @@ def test_a_head_is_saved_and_stopped_training_goes_on_exactly(name, tiny_path, t
     whole.learner.save(tmp_path / "saved")
     head = read_heads(tmp_path / "saved")["main"]
     hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(head(hidden), whole.learner.heads["main"](hidden))
+    own = whole.learner.heads["main"]
+    torch.testing.assert_close(head(hidden), own(hidden))  # products of some processors differ by where a tensor lies
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in head.state_dict().items())
     assert type(head) is type(whole.learner.heads["main"])
 
 

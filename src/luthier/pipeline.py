@@ -81,7 +81,8 @@ class Pipeline:
         """The base model."""
         set_up_torch()
         with first_goes_first(each_machine=True):
-            return load_model(self.recipe.model, precision=self.recipe.precision)
+            exact = self.recipe.tune.exact_weights
+            return load_model(self.recipe.model, precision=self.recipe.precision, exact=exact)
 
     @cached_property
     def backend(self) -> str:

@@ -95,6 +95,7 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     needed = {"task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "precision", "temperature"}
     if not isinstance(stored, dict) or needed - stored.keys():
         raise RunError(f"{folder / PROMPT_FILE}: is damaged or from another version. Run the recipe again.")
+    from luthier.adapters import needs_exact_weights
     from luthier.evaluation.arms import Classifier
     from luthier.models import load_model
     from luthier.prompts import ClassifyPrompt, Layout
@@ -102,7 +103,7 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     from luthier.training.learner import load_learner
 
     set_up_torch()
-    model = load_model(stored["model"], precision=stored["precision"])
+    model = load_model(stored["model"], precision=stored["precision"], exact=needs_exact_weights(folder))
     if model.sha256 != stored["model_sha256"]:
         raise RunError(
             f'{run}: the model "{stored["model"]}" found here is not the one the adapter was trained on '

@@ -2,7 +2,15 @@
 
 from luthier.adapters.base import CONFIG, WEIGHTS, AdapterKind, Plain
 from luthier.adapters.fused import fuse
-from luthier.adapters.registry import add_adapter, folded, joined, kind_of, load_adapter, name_base_model
+from luthier.adapters.registry import (
+    add_adapter,
+    folded,
+    joined,
+    kind_of,
+    load_adapter,
+    name_base_model,
+    needs_exact_weights,
+)
 
 __all__ = [
     "CONFIG",
@@ -16,4 +24,5 @@ __all__ = [
     "kind_of",
     "load_adapter",
     "name_base_model",
+    "needs_exact_weights",
 ]

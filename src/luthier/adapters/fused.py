@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
 from luthier.adapters.qlora import PackedLinear
-from luthier.kernels import add_product, linear, product
+from luthier.kernels import add_product, is_cast, linear, product
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read one tensor
 
@@ -36,17 +36,20 @@ class LoraLinears(torch.autograd.Function):
         """The frozen products with the updates added in place. weights: W_i, b_i, A_i, B_i of each layer in turn."""
         frozen, biases, a_s, b_s = weights[0::4], weights[1::4], weights[2::4], weights[3::4]
         precision, scales, packed = settings
-        a_RI = joined(a_s)
+        ctx.settings, ctx.dtype = settings, x_NI.dtype
+        if is_cast(x_NI, next((weight for weight in frozen if weight is not None), x_NI), precision):
+            x_NI = x_NI.to(torch.bfloat16)
+        a_RI = joined(a_s).to(x_NI.dtype)
         low_NR = x_NI @ a_RI.T
         outs = []
         start = 0
         for weight_OI, layer, bias_O, b_OR, scale in zip(frozen, packed, biases, b_s, scales, strict=True):
             y_NO = linear(x_NI, unpacked(weight_OI, layer), bias_O, precision)
             end = start + b_OR.shape[1]
-            outs.append(y_NO.addmm_(low_NR[:, start:end], b_OR.T, alpha=scale))
+            y_NO.addmm_(low_NR[:, start:end], b_OR.to(y_NO.dtype).T, alpha=scale)
+            outs.append(y_NO.to(ctx.dtype))
             start = end
         ctx.save_for_backward(x_NI, low_NR, a_RI, *frozen, *b_s)
-        ctx.settings = settings
         ctx.set_materialize_grads(False)
         return tuple(outs)
 
@@ -61,10 +64,10 @@ class LoraLinears(torch.autograd.Function):
         start = 0
         for grad_NO, weight_OI, layer, b_OR, scale in zip(grads, frozen, packed, b_s, scales, strict=True):
             end = start + b_OR.shape[1]
-            if grad_NO is None:
-                grad_NO = x_NI.new_zeros(len(x_NI), len(b_OR))
-            grad_lows.append((grad_NO @ b_OR).mul_(scale))
-            grad_bs.append((low_NR[:, start:end].T @ grad_NO).mul_(scale).T)  # nearly twice as fast as g^T low
+            grad_NO = x_NI.new_zeros(len(x_NI), len(b_OR)) if grad_NO is None else grad_NO.to(x_NI.dtype)
+            grad_lows.append((grad_NO @ b_OR.to(grad_NO.dtype)).mul_(scale))
+            grad_b_RO = (low_NR[:, start:end].T @ grad_NO).to(b_OR.dtype)  # nearly twice as fast as g^T low
+            grad_bs.append(grad_b_RO.mul_(scale).T)
             if ctx.needs_input_grad[0]:
                 full_OI = unpacked(weight_OI, layer)
                 if grad_x_NI is None:
@@ -74,8 +77,8 @@ class LoraLinears(torch.autograd.Function):
             start = end
         grad_low_NR = joined(grad_lows, dim=1)
         if grad_x_NI is not None:
-            grad_x_NI.addmm_(grad_low_NR, a_RI)
-        grad_as = (grad_low_NR.T @ x_NI).split([b_OR.shape[1] for b_OR in b_s])
+            grad_x_NI = grad_x_NI.addmm_(grad_low_NR, a_RI).to(ctx.dtype)
+        grad_as = (grad_low_NR.T @ x_NI).to(b_s[0].dtype).split([b_OR.shape[1] for b_OR in b_s])
         of_layers = [grad for a, b in zip(grad_as, grad_bs, strict=True) for grad in (None, None, a, b)]
         return grad_x_NI, None, *of_layers
 
@@ -182,5 +185,5 @@ def fits(module: Any) -> bool:
         and module.lora_A[name].bias is None
         and module.lora_B[name].bias is None
         and not module.base_layer.weight.requires_grad
-        and module.base_layer.weight.dtype == module.lora_A[name].weight.dtype
+        and module.base_layer.weight.dtype in (module.lora_A[name].weight.dtype, torch.bfloat16)
     )

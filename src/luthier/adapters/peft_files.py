@@ -28,12 +28,28 @@ def put_in(model: nn.Module, config: PeftConfig, seed: int) -> PeftModel:
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
-        with quiet_peft():
+        with quiet_peft(), wide_weights(model):
             return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"tune.adapter.targets: {error}") from error
     finally:
         torch.random.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def wide_weights(model: nn.Module) -> Iterator[None]:
+    """Inside it, weights that are kept in bfloat16 look like float32 (and are not to be read).
+
+    PEFT makes a fresh adapter of the type of the weights below it, and so would round what it begins with.
+    """
+    kept = {parameter: parameter.data for parameter in model.parameters() if parameter.dtype == torch.bfloat16}
+    for parameter in kept:
+        parameter.data = torch.empty(1, device=parameter.device).expand(parameter.shape)
+    try:
+        yield
+    finally:
+        for parameter, data in kept.items():
+            parameter.data = data
 
 
 def has_transposed(model: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from luthier.adapters.base import CONFIG, AdapterKind, require_adapter
@@ -18,7 +19,7 @@ from luthier.adapters.sparse import SparseKind
 from luthier.adapters.virtual import PrefixKind, PromptKind
 from luthier.errors import ModelError
 from luthier.files import write_json
-from luthier.recipe.adapters import Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora, Sparse
+from luthier.recipe.adapters import AdapterKeys, Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora, Sparse
 from luthier.recipe.base import Kind
 
 KINDS: dict[type[Kind], AdapterKind] = {
@@ -34,8 +35,13 @@ KINDS: dict[type[Kind], AdapterKind] = {
 SAVED: dict[str, AdapterKind] = {kind.peft_type: kind for section, kind in KINDS.items() if section is not Qlora}
 
 
-def add_adapter(model: nn.Module, settings: Kind, seed: int, base_folder: Path) -> nn.Module:
+def add_adapter(model: nn.Module, settings: AdapterKeys, seed: int, base_folder: Path) -> nn.Module:
     """Put a fresh adapter into `model` in place and return its wrapper; see AdapterKind.add."""
+    if settings.exact_weights and any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
+        raise ModelError(
+            f"tune.adapter.kind: {settings.kind} as set here wants exact weights, and this model's are kept in "
+            "bfloat16. Load it with exact=True."
+        )
     wrapper = KINDS[type(settings)].add(model, settings, seed, base_folder)
     wrapper.adapter_kind = KINDS[type(settings)]  # type: ignore[assignment]
     return wrapper
@@ -64,6 +70,11 @@ def saved_kind(folder: Path) -> AdapterKind:
             f"{folder / CONFIG}: luthier does not know adapters of type {said}; it has {', '.join(SAVED)}."
         )
     return KINDS[Qlora] if (folder / QUANTIZED).is_file() else SAVED[said]
+
+
+def needs_exact_weights(folder: Path) -> bool:
+    """Whether an adapter saved in `folder`, if one is, goes over weights that are packed as they are in their file."""
+    return (folder / QUANTIZED).is_file()
 
 
 def folded(model: nn.Module, folder: Path) -> None:

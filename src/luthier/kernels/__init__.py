@@ -1,6 +1,6 @@
 """What transformers' layers compute, in fewer passes over memory and with rounded factors, forward and backward."""
 
-from luthier.kernels.products import add_product, linear, product, round_on, rounded_linear
-from luthier.kernels.quicken import quicken
+from luthier.kernels.products import add_product, is_cast, linear, product, round_on, round_products
+from luthier.kernels.quicken import narrow, quicken
 
-__all__ = ["add_product", "linear", "product", "quicken", "round_on", "rounded_linear"]
+__all__ = ["add_product", "is_cast", "linear", "narrow", "product", "quicken", "round_on", "round_products"]

@@ -1,18 +1,22 @@
-"""Matrix products whose factors are rounded to bfloat16, forward and backward; weights and gradients stay as they are.
+"""Matrix products whose factors are rounded to bfloat16, forward and backward; gradients of weights stay float32.
 
-On a CPU oneDNN rounds, and adds up and answers in float32. Elsewhere the factors are cast, as torch's autocast does it:
-the device adds up in float32, and the answer is rounded too. The products that are not rounded (attention, the output
-head, what is low-rank) may take TF32 there.
+Processors with matrix units for it (AMX) round float32 factors inside the product, add up and answer in float32.
+Everywhere else, and where a weight is kept in bfloat16, the factors are cast, as torch's autocast does it: the sums are
+float32, and the answer is rounded too. The products that are not rounded (attention, the output head) may take TF32 on
+a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from luthier.runtime import has_matrix_units
 
 
 def round_on(device: str, precision: str) -> None:
@@ -24,7 +28,7 @@ def round_on(device: str, precision: str) -> None:
 
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """a @ b, of a's type."""
-    if is_cast(a, precision):
+    if is_cast(a, b, precision):
         return (a.to(torch.bfloat16) @ b.to(torch.bfloat16)).to(a.dtype)
     with rounding(precision):
         return a @ b
@@ -32,24 +36,27 @@ def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, precision: str) -> Tensor:
     """out + a @ b, in place."""
-    if is_cast(out, precision):
-        return out.add_(product(a, b, precision))
+    if is_cast(a, b, precision):
+        a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
+        return out.addmm_(a, b) if out.dtype == torch.bfloat16 else out.add_(a @ b)
     with rounding(precision):
         return out.addmm_(a, b)
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, precision: str) -> Tensor:
     """x W^T + b, [..., O], of x's type."""
-    if is_cast(x, precision):
+    if is_cast(x, weight_OI, precision):
         out = product(x, weight_OI.T, precision)
         return out if bias_O is None else out.add_(bias_O)
     with rounding(precision):
         return nn.functional.linear(x, weight_OI, bias_O)
 
 
-def is_cast(x: Tensor, precision: str) -> bool:
-    """Whether factors are rounded by casting them."""
-    return precision == "bfloat16" and x.device.type != "cpu"
+def is_cast(a: Tensor, b: Tensor, precision: str) -> bool:
+    """Whether the factors a and b are rounded by casting them."""
+    if precision != "bfloat16":
+        return False
+    return a.device.type != "cpu" or torch.bfloat16 in (a.dtype, b.dtype) or not has_matrix_units()
 
 
 class RoundedLinear(torch.autograd.Function):
@@ -75,6 +82,19 @@ def rounded_linear(self: Any, x: Tensor) -> Tensor:
     """The forward of a linear layer whose products are rounded."""
     out: Tensor = RoundedLinear.apply(x, self.weight, self.bias)
     return out
+
+
+def round_products(model: nn.Module) -> None:
+    """Let the linear layers below the output head multiply in bfloat16."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for module in model.modules():
+        if type(module) is nn.Linear and module is not head:
+            module.forward = MethodType(rounded_linear, module)  # type: ignore[method-assign]
+
+
+def is_rounded(module: Any) -> bool:
+    """Whether a module is a linear layer whose products are rounded."""
+    return getattr(module.__dict__.get("forward"), "__func__", None) is rounded_linear
 
 
 @contextmanager

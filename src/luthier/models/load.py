@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from luthier.errors import ModelError
 from luthier.files import sha256
 from luthier.forest.encoders import is_encoder
 from luthier.forest.even import mark_even
-from luthier.kernels import quicken, round_on, rounded_linear
+from luthier.kernels import narrow, quicken, round_on, round_products
 from luthier.models.encoders import known_positions, load_encoder, refuse_wrong_kind
 from luthier.models.store import find_model
-from luthier.runtime import chosen_device, has_fast_bfloat16
+from luthier.runtime import chosen_device, has_fast_bfloat16, release_free_memory
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,12 @@ class LoadedModel:
         """Longest sequence the model knows positions for."""
         return known_positions(self.model.config)
 
+    def narrow(self) -> None:
+        """Keep weights that products round anyway in bfloat16, where there are such products."""
+        if self.precision == "bfloat16":
+            narrow(self.model)
+            release_free_memory()
+
     @property
     def causal(self) -> bool:
         """Whether a token sees those before it only; else the model is an encoder."""
@@ -79,7 +84,9 @@ def token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
     return count
 
 
-def load_model(name: str, device: str | None = None, precision: str = "float32", encoders: bool = False) -> LoadedModel:
+def load_model(
+    name: str, device: str | None = None, precision: str = "float32", encoders: bool = False, exact: bool = True
+) -> LoadedModel:
     """Load a model by starter name, hub id, folder or GGUF file, in float32, parameters frozen.
 
     `device`: torch's word for where it lives; `runtime.chosen_device()` where it is not given.
@@ -88,6 +95,9 @@ def load_model(name: str, device: str | None = None, precision: str = "float32",
 
     `precision`: `float32`; `bfloat16` rounds the factors of the linear layers' products (sums stay float32), which
     processors and GPUs with bfloat16 matrix units do several times faster; `auto` does so where there are such units.
+
+    `exact`: whether the weights are kept in float32 where products round them, to be trained or added to; else those
+    layers keep theirs in bfloat16, which is the same to a product and half as large.
     Only safetensors weights are read. Raises ModelError.
     """
     device = device or chosen_device()
@@ -118,7 +128,11 @@ def load_model(name: str, device: str | None = None, precision: str = "float32",
             mark_even(model, known_positions(config))
     round_on(device, precision)
     quicken(model)
-    return LoadedModel(name, folder, model.to(device), tokenizer, folder_hash(folder), size, precision)
+    loaded = LoadedModel(name, folder, model, tokenizer, folder_hash(folder), size, precision)
+    if not exact:
+        loaded.narrow()
+    model.to(device)
+    return loaded
 
 
 def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -139,14 +153,6 @@ def choose_precision(wanted: str, device: str = "cpu") -> str:
             "Set precision: auto or float32."
         )
     return "float32"
-
-
-def round_products(model: nn.Module) -> None:
-    """Let the linear layers below the output head multiply in bfloat16 (kernels/products.py)."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    for module in model.modules():
-        if type(module) is nn.Linear and module is not head:
-            module.forward = MethodType(rounded_linear, module)  # type: ignore[method-assign]
 
 
 def refuse_incomplete(what: str, found: dict[str, Any]) -> None:

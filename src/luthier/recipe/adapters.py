@@ -32,6 +32,11 @@ class AdapterKeys(Kind):
         """Places of the model's context that the adapter takes."""
         return 0
 
+    @property
+    def exact_weights(self) -> bool:
+        """Whether it trains or changes the model's weights, so that they are kept in float32."""
+        return False
+
     def stacks_on(self, below: Kind) -> bool:
         """Whether one adapter can hold exactly what `below` and this one over it do together."""
         return False
@@ -66,6 +71,11 @@ class LowRank(AdapterKeys):
     last: int = Field(0, ge=0, description="Only the last so many layers get one; 0: all of them.")
 
     @property
+    def exact_weights(self) -> bool:
+        """DoRA measures them."""
+        return self.dora
+
+    @property
     def told(self) -> str:
         """Such as LoRA rank 16."""
         extra = ["DoRA"] if self.dora else []
@@ -90,6 +100,11 @@ class Lora(LowRank):
         """Whether the weights under a fresh adapter are no longer the model's own."""
         return self.init in ("pissa", "olora")
 
+    @property
+    def exact_weights(self) -> bool:
+        """A beginning out of the weights is taken out of them."""
+        return self.changes_base or super().exact_weights
+
     def stacks_on(self, below: Kind) -> bool:
         """Low-rank updates add, unless DoRA divides by what they add up to."""
         return isinstance(below, Lora) and not (self.dora or below.dora)
@@ -101,6 +116,11 @@ class Qlora(LowRank):
     kind: Literal["qlora"] = Field("qlora", description="lora over weights that are kept in 4 bits (NF4).")
     double: bool = Field(True, description="Keep the scales of the 4-bit blocks in 8 bits as well.")
     init: Literal["default", "gaussian"] = Field("default", description="How A begins; B is zero.")
+
+    @property
+    def exact_weights(self) -> bool:
+        """They are packed as they are in the file."""
+        return True
 
 
 class Full(AdapterKeys):
@@ -131,6 +151,11 @@ class Full(AdapterKeys):
     def with_embeddings(self) -> bool:
         """Whether embeddings and output head learn."""
         return self.last == 0 if self.embeddings is None else self.embeddings
+
+    @property
+    def exact_weights(self) -> bool:
+        """They learn."""
+        return True
 
     def stacks_on(self, below: Kind) -> bool:
         """Weights over weights are weights."""

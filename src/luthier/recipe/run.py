@@ -160,7 +160,7 @@ class Recipe(Part):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Factors of the linear layers' products; sums stay float32. `auto` is `bfloat16` where the "
-        "processor (Intel AMX) or GPU has matrix units for it, else `float32`.",
+        "processor (AMX, AVX512-BF16) or the GPU multiplies in it, else `float32`.",
     )
     task: Task = Field(description="What the model must do.")
     data: Data = Field(description="The rows.")

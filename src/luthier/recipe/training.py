@@ -122,6 +122,11 @@ class Training(Part):
         found = self.micro_batch_tokens
         return found if isinstance(found, int) else DEFAULT_MICRO_BATCH_TOKENS
 
+    @property
+    def exact_weights(self) -> bool:
+        """Whether the model's weights are kept in float32; the parts of a shard are all of one type."""
+        return self.adapter.exact_weights or self.parallel == "shard"
+
 
 def tune_problems(tune: Training, where: str, validated: bool) -> list[str]:
     """Rules of a training that need more than one field. `validated`: whether there are validation rows."""

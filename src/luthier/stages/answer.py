@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from luthier.adapters import needs_exact_weights
 from luthier.errors import DataError, RunError, did_you_mean
 from luthier.generation.engine import generate
 from luthier.generation.sampling import Draw, Sampling
@@ -206,7 +207,8 @@ def model_below(run: Path, result: dict[str, Any], number: int) -> LoadedModel:
     recipe = yaml.safe_load(result["recipe"])
     set_up_torch()
     merged = merged_below(run, result["stages"], number)
-    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"])
+    exact = needs_exact_weights(stage_folder(run, result["stages"], number) / "adapter")
+    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"], exact=exact)
     if merged is None and model.sha256 != result["model"]["sha256"]:
         raise RunError(
             f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '

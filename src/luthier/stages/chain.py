@@ -75,19 +75,21 @@ def start_stage(
     if stage.start == "merge" and before.adapter is not None:
         with first_goes_first():
             name = str(merged_model(before, folder / "model"))
-    model = load_model(name, precision=precision, encoders=True)
+    exact = stage.tune.exact_weights
     below = before.adapter if stage.start == "stack" else None
     if stage.tune.adapter.kind == "none":
         below = None if stage.start == "merge" else before.adapter
-        if below is not None:
-            folded(model.model, below)
+    model = load_model(name, precision=precision, encoders=True, exact=exact or below is not None)
+    if below is not None:
+        folded(model.model, below)
+        if not exact:
+            model.narrow()
+    if stage.tune.adapter.kind == "none":
         kept = folder / "features", stage.tune.cache_gigabytes
         return Start(ProbeLearner(model, heads, attention, *kept), model, below)
     if stage.start == "continue" and before.adapter is not None:
         learner = continued_learner(model, before.adapter, attention, heads)
         return Start(cached(learner, stage.tune, folder / "states", model.precision), model, None)
-    if below is not None:
-        folded(model.model, below)
     learner = new_learner(model, stage.tune.adapter, seed, attention, heads)
     return Start(cached(learner, stage.tune, folder / "states", model.precision), model, below)
 

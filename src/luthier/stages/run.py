@@ -63,7 +63,7 @@ class Stages:
         """The model of the recipe, for its tokenizer and its name; each stage loads its own."""
         set_up_torch()
         with first_goes_first(each_machine=True):
-            return load_model(self.recipe.model, precision=self.recipe.precision, encoders=True)
+            return load_model(self.recipe.model, precision=self.recipe.precision, encoders=True, exact=False)
 
     @property
     def teachers(self) -> TeacherKeys:

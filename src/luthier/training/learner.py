@@ -20,7 +20,7 @@ from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, spli
 from luthier.methods.heads.ordinal import Thresholds
 from luthier.models import LoadedModel
 from luthier.prompts import ClassifyPrompt
-from luthier.recipe.base import Kind
+from luthier.recipe.adapters import AdapterKeys
 
 ADAPTER_FILE, HEAD_FILE = WEIGHTS, "head.safetensors"
 CALIBRATION_ROWS = 64  # training rows on which a fresh head is centred
@@ -130,7 +130,7 @@ def num_numbers(parameter: nn.Parameter) -> int:
 
 
 def new_learner(
-    model: LoadedModel, adapter: Kind, seed: int, backend: str, heads: Mapping[str, nn.Module] | None = None
+    model: LoadedModel, adapter: AdapterKeys, seed: int, backend: str, heads: Mapping[str, nn.Module] | None = None
 ) -> Learner:
     """A fresh adapter over a frozen model, and the heads it is to be trained with."""
     chosen, _ = choose_backend(model.model, backend)
