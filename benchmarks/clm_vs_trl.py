@@ -254,7 +254,8 @@ def train_luthier(folder: Path, settings: Settings) -> None:
     """luthier's own step, as its training loop runs it."""
     keep_big_blocks()
     batches = [[make_example(window) for window in batch] for batch in read_batches(folder)]
-    model, tune = load_model(workload.MODEL, precision=settings.precision), settings.training
+    tune = settings.training
+    model = load_model(workload.MODEL, precision=settings.precision, exact=tune.exact_weights)
     learner = new_learner(model, tune.adapter, seed=1, backend="grouped")
     learner.load(folder / "adapter")
     optimizer, method = make_optimizer(learner, tune), DocumentClm()

@@ -9,7 +9,7 @@ from luthier.adapters import add_adapter, fuse, load_adapter, needs_exact_weight
 from luthier.errors import ModelError
 from luthier.forest.forward import hidden_states, logprobs, set_backend
 from luthier.forest.tree import build_forest
-from luthier.kernels import narrow, quicken, round_products
+from luthier.kernels import narrow, products, quicken, round_products, thin_type
 from luthier.models import load_model
 from luthier.recipe.adapters import KINDS, Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora, Sparse
 from luthier.recipe.run import Tune
@@ -150,8 +150,13 @@ def test_the_inner_rows_of_a_gated_block_are_kept_so_too(tiny_path, rounding_pro
     assert set(map(frozenset, seen.values())) == {frozenset([torch.float32])}
 
 
-def test_fused_layers_give_what_peft_s_own_do(tiny_path, rounding_processor):
-    """Over the same kept weights; PEFT's are LoRA in float32 around the rounded product."""
+@pytest.mark.parametrize("units", [True, False])
+def test_fused_layers_give_what_peft_s_own_do(units, tiny_path, rounding_processor, monkeypatch):
+    """Over the same kept weights; PEFT's are LoRA in float32 around the rounded product.
+
+    Beside matrix units the thin products are float32 as well, which is nearer.
+    """
+    monkeypatch.setattr(products, "has_matrix_units", lambda: units)
     values = []
     for fused in (False, True):
         model = load_model(str(tiny_path), precision="bfloat16", exact=False)
@@ -161,8 +166,12 @@ def test_fused_layers_give_what_peft_s_own_do(tiny_path, rounding_processor):
         learner = Learner(wrapper, {}, "grouped").eval()
         set_backend(learner.lm, "grouped")
         forest = build_forest(ROWS)
-        values.append(logprobs(learner.lm, forest, hidden_states(learner.lm, forest, "grouped")))
-    assert off(*values) < 0.01
+        found = logprobs(learner.lm, forest, hidden_states(learner.lm, forest, "grouped"))
+        found.sum().backward()
+        gradients = torch.cat([p.grad.flatten() for _, p in sorted(learner.trained().items())])
+        values.append((found, gradients))
+    assert off(values[0][0], values[1][0]) < 0.01
+    assert off(values[0][1], values[1][1]) < 0.03
 
 
 def test_log_probabilities_are_near_those_of_float32(tiny_path, rounding_processor):
@@ -188,3 +197,11 @@ def test_what_needs_exact_weights_refuses_others(settings, tiny_path, rounding_p
     model = load_model(str(tiny_path), precision="bfloat16", exact=False).model
     with pytest.raises(ModelError, match="exact weights"):
         add_adapter(model, settings, 0, tiny_path)
+
+
+def test_thin_products_are_cast_with_the_others_but_beside_matrix_units(monkeypatch):
+    rows = torch.zeros(2, 3)
+    for units, wanted in ((True, torch.float32), (False, torch.bfloat16)):
+        monkeypatch.setattr(products, "has_matrix_units", lambda found=units: found)
+        assert thin_type(rows.bfloat16()) == wanted
+        assert thin_type(rows) == torch.float32

@@ -1,8 +1,8 @@
 """LoRA layers as one function: the same numbers as PEFT's in fewer passes over memory.
 
 PEFT computes the frozen product, then A, then B, scales, adds, and lets autograd undo each. Here the low-rank update is
-added inside the matrix product, forward and backward, and nothing but the input and its rank-wide image is kept. Layers
-that read the same input (query, key and value; gate and up) are one function: their A's multiply it together, and the
+added inside the matrix product, forward and backward, and nothing but the input (in
+bfloat16 where the factors of the products are cast to it) and its rank-wide image is kept. Layers that read the same input (query, key and value; gate and up) are one function: their A's multiply it together, and the
 gradients they send back add up inside the products.
 """
 
@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
 from luthier.adapters.qlora import PackedLinear
-from luthier.kernels import add_product, is_cast, linear, product
+from luthier.kernels import add_product, is_cast, linear, product, thin_type
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read one tensor
 
@@ -39,14 +39,15 @@ class LoraLinears(torch.autograd.Function):
         ctx.settings, ctx.dtype = settings, x_NI.dtype
         if is_cast(x_NI, next((weight for weight in frozen if weight is not None), x_NI), precision):
             x_NI = x_NI.to(torch.bfloat16)
-        a_RI = joined(a_s).to(x_NI.dtype)
-        low_NR = x_NI @ a_RI.T
+        ctx.thin = thin_type(x_NI)
+        a_RI = joined(a_s).to(ctx.thin)
+        low_NR = x_NI.to(ctx.thin) @ a_RI.T
         outs = []
         start = 0
         for weight_OI, layer, bias_O, b_OR, scale in zip(frozen, packed, biases, b_s, scales, strict=True):
-            y_NO = linear(x_NI, unpacked(weight_OI, layer), bias_O, precision)
+            y_NO = linear(x_NI, unpacked(weight_OI, layer), bias_O, precision).to(ctx.thin)
             end = start + b_OR.shape[1]
-            y_NO.addmm_(low_NR[:, start:end], b_OR.to(y_NO.dtype).T, alpha=scale)
+            y_NO.addmm_(low_NR[:, start:end], b_OR.to(ctx.thin).T, alpha=scale)
             outs.append(y_NO.to(ctx.dtype))
             start = end
         ctx.save_for_backward(x_NI, low_NR, a_RI, *frozen, *b_s)
@@ -64,12 +65,13 @@ class LoraLinears(torch.autograd.Function):
         start = 0
         for grad_NO, weight_OI, layer, b_OR, scale in zip(grads, frozen, packed, b_s, scales, strict=True):
             end = start + b_OR.shape[1]
-            grad_NO = x_NI.new_zeros(len(x_NI), len(b_OR)) if grad_NO is None else grad_NO.to(x_NI.dtype)
-            grad_lows.append((grad_NO @ b_OR.to(grad_NO.dtype)).mul_(scale))
-            grad_b_RO = (low_NR[:, start:end].T @ grad_NO).to(b_OR.dtype)  # nearly twice as fast as g^T low
+            grad_NO = x_NI.new_zeros(len(x_NI), len(b_OR)) if grad_NO is None else grad_NO
+            thin_NO = grad_NO.to(ctx.thin)
+            grad_lows.append((thin_NO @ b_OR.to(ctx.thin)).mul_(scale))
+            grad_b_RO = (low_NR[:, start:end].T @ thin_NO).to(b_OR.dtype)  # nearly twice as fast as g^T low
             grad_bs.append(grad_b_RO.mul_(scale).T)
             if ctx.needs_input_grad[0]:
-                full_OI = unpacked(weight_OI, layer)
+                full_OI, grad_NO = unpacked(weight_OI, layer), grad_NO.to(x_NI.dtype)
                 if grad_x_NI is None:
                     grad_x_NI = product(grad_NO, full_OI, precision)
                 else:
@@ -77,8 +79,8 @@ class LoraLinears(torch.autograd.Function):
             start = end
         grad_low_NR = joined(grad_lows, dim=1)
         if grad_x_NI is not None:
-            grad_x_NI = grad_x_NI.addmm_(grad_low_NR, a_RI).to(ctx.dtype)
-        grad_as = (grad_low_NR.T @ x_NI).to(b_s[0].dtype).split([b_OR.shape[1] for b_OR in b_s])
+            grad_x_NI = grad_x_NI.to(ctx.thin).addmm_(grad_low_NR, a_RI).to(ctx.dtype)
+        grad_as = (grad_low_NR.T @ x_NI.to(ctx.thin)).to(b_s[0].dtype).split([b_OR.shape[1] for b_OR in b_s])
         of_layers = [grad for a, b in zip(grad_as, grad_bs, strict=True) for grad in (None, None, a, b)]
         return grad_x_NI, None, *of_layers
 

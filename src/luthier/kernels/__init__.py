@@ -1,6 +1,24 @@
 """What transformers' layers compute, in fewer passes over memory and with rounded factors, forward and backward."""
 
-from luthier.kernels.products import add_product, is_cast, linear, product, round_on, round_products
+from luthier.kernels.products import (
+    add_product,
+    is_cast,
+    linear,
+    product,
+    round_on,
+    round_products,
+    thin_type,
+)
 from luthier.kernels.quicken import narrow, quicken
 
-__all__ = ["add_product", "is_cast", "linear", "narrow", "product", "quicken", "round_on", "round_products"]
+__all__ = [
+    "add_product",
+    "is_cast",
+    "linear",
+    "narrow",
+    "product",
+    "quicken",
+    "round_on",
+    "round_products",
+    "thin_type",
+]

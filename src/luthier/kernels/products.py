@@ -59,6 +59,16 @@ def is_cast(a: Tensor, b: Tensor, precision: str) -> bool:
     return a.device.type != "cpu" or torch.bfloat16 in (a.dtype, b.dtype) or not has_matrix_units()
 
 
+def thin_type(x: Tensor) -> torch.dtype:
+    """The type that the thin products of a low-rank update have beside those of x, which may be cast.
+
+    With matrix units they are float32 all the same: they would be no faster, and oneDNN makes and keeps half a megabyte
+    of kernel for each number of rows that each of them meets (docs/memory.md); without, the kernels are small.
+    """
+    is_kept = x.dtype != torch.bfloat16 or x.device.type != "cpu" or not has_matrix_units()
+    return x.dtype if is_kept else torch.float32
+
+
 class RoundedLinear(torch.autograd.Function):
     """y = x W^T + b. x [..., I], W [O, I], b [O] or None -> y [..., O]; factors are rounded in backward too."""
 
