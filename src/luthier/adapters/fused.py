@@ -2,8 +2,8 @@
 
 PEFT computes the frozen product, then A, then B, scales, adds, and lets autograd undo each. Here the low-rank update is
 added inside the matrix product, forward and backward, and nothing but the input (in bfloat16 where the factors of the
-products are cast to it) and its rank-wide image is kept. Layers that read the same input (query, key and value; gate and
-up) are one function: their A's multiply it together, and the gradients they send back add up inside the products.
+products are cast to it) and its rank-wide image is kept. Layers that read the same input (query, key and value; gate
+and up) are one function: their A's multiply it together, and the gradients they send back add up inside the products.
 """
 
 from __future__ import annotations
