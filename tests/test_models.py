@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import ModelError
-from luthier.models import find_model, list_models, load_model, pull_model
+from luthier.models import find_model, list_models, load_model, load_outline, pull_model
 from luthier.models.load import describe_model, folder_hash
 from tiny import tiny_folder
 
@@ -267,3 +267,14 @@ def test_a_starter_that_cannot_be_fetched_says_what_both_places_said(home, monke
     assert text.endswith(
         "Connect to one of them once (`luthier models pull smollm2-135m-instruct`), or give a local model folder."
     )
+
+
+def test_an_outline_knows_what_the_model_does_and_holds_no_weights(tiny_path, monkeypatch):
+    monkeypatch.setattr("luthier.models.load.has_fast_bfloat16", lambda device: True)
+    whole, outline = (load(str(tiny_path), precision="auto") for load in (load_model, load_outline))
+    for fact in ("name", "folder", "sha256", "num_parameters", "precision", "family", "hidden_size", "context_tokens"):
+        assert getattr(outline, fact) == getattr(whole, fact), fact
+    assert outline.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    assert {tensor.device.type for tensor in outline.model.state_dict().values()} == {"meta"}
+    with pytest.raises(ModelError, match="nor a folder or GGUF file"):
+        load_outline(str(tiny_path / "nothing"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,17 @@ def load_model(
         loaded.narrow()
     model.to(device)
     return loaded
+
+
+def load_outline(name: str, precision: str = "float32", encoders: bool = False) -> LoadedModel:
+    """A model that was loaded and checked as by `load_model`, and then let go of its weights (torch's meta device).
+
+    For its tokenizer, its hash and its shapes; `precision` is what `load_model` would choose. Raises ModelError.
+    """
+    loaded = load_model(name, device="cpu", encoders=encoders)
+    loaded.model.to("meta")
+    release_free_memory()
+    return replace(loaded, precision=choose_precision(precision, chosen_device()))
 
 
 def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.files import write_json
-from luthier.models import LoadedModel, load_model
+from luthier.models import LoadedModel, load_outline
 from luthier.processes import first_goes_first
 from luthier.progress import Listener, Silent
 from luthier.recipe.stages import TrainRecipe, dump_stages, load_stages
@@ -63,7 +63,7 @@ class Stages:
         """The model of the recipe, for its tokenizer and its name; each stage loads its own."""
         set_up_torch()
         with first_goes_first(each_machine=True):
-            return load_model(self.recipe.model, precision=self.recipe.precision, encoders=True, exact=False)
+            return load_outline(self.recipe.model, precision=self.recipe.precision, encoders=True)
 
     @property
     def teachers(self) -> TeacherKeys:
