@@ -184,10 +184,12 @@ def test_log_probabilities_are_near_those_of_float32(tiny_path, rounding_process
     assert off(found, wanted) < 0.01
 
 
-def test_packing_wants_exact_weights(tiny_path, tmp_path, rounding_processor):
-    pytest.importorskip("bitsandbytes")
+@pytest.mark.parametrize("settings", [Qlora(), Lora(dora=True)], ids=["qlora", "dora"])
+def test_saved_ones_that_pack_or_measure_are_given_exact_weights_too(settings, tiny_path, tmp_path, rounding_processor):
+    if settings.kind == "qlora":
+        pytest.importorskip("bitsandbytes")
     model = load_model(str(tiny_path), precision="bfloat16").model
-    wrapper = add_adapter(model, Qlora(), 0, tiny_path)
+    wrapper = add_adapter(model, settings, 0, tiny_path)
     wrapper.adapter_kind.save(wrapper, tmp_path)
     assert needs_exact_weights(tmp_path)
 

@@ -73,8 +73,11 @@ def saved_kind(folder: Path) -> AdapterKind:
 
 
 def needs_exact_weights(folder: Path) -> bool:
-    """Whether an adapter saved in `folder`, if one is, goes over weights that are packed as they are in their file."""
-    return (folder / QUANTIZED).is_file()
+    """Whether an adapter saved in `folder`, if one is, packs the weights below it or measures them (DoRA)."""
+    if not (folder / CONFIG).is_file():
+        return False
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return (folder / QUANTIZED).is_file() or bool(config.get("use_dora"))
 
 
 def folded(model: nn.Module, folder: Path) -> None:
