@@ -6,9 +6,11 @@ import ctypes
 import os
 import platform
 import resource
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from luthier.errors import RunError
 from luthier.processes import local_rank, num_processes_here
@@ -66,6 +68,13 @@ def release_free_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         return
+
+
+def leave_file(parameters: Iterable[Any]) -> None:
+    """Copy parameters that may lie in a model's file: one left there would keep all of it in memory."""
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+    release_free_memory()
 
 
 def available_bytes() -> int:
@@ -150,13 +159,23 @@ def machine_values() -> dict[str, str]:
 
 def processor_name() -> str:
     """The processor's own name on Linux, else what Python knows."""
+    return processor_field("model name") or platform.processor() or "unknown"
+
+
+def processor_flags() -> frozenset[str]:
+    """What Linux says a processor of the x86 family can do; empty elsewhere."""
+    return frozenset(processor_field("flags").split())
+
+
+def processor_field(name: str) -> str:
+    """What Linux says of the first processor under a name; nothing where it does not."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(name):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or "unknown"
+    return ""
 
 
 def set_up_torch() -> None:
@@ -185,14 +204,3 @@ def has_fast_bfloat16(device: str = "cpu") -> bool:
 def has_matrix_units() -> bool:
     """Whether the processor has Intel's AMX for bfloat16, with which float32 factors are rounded inside a product."""
     return "amx_bf16" in processor_flags()
-
-
-def processor_flags() -> frozenset[str]:
-    """What Linux says a processor of the x86 family can do; empty elsewhere."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
-    except OSError:
-        pass
-    return frozenset()

@@ -23,7 +23,7 @@ from luthier.errors import ModelError
 from luthier.files import write_json
 from luthier.kernels import product
 from luthier.recipe.adapters import Qlora
-from luthier.runtime import release_free_memory
+from luthier.runtime import leave_file
 
 QUANTIZED = "quantized.json"  # beside a saved adapter: how the weights under it were kept
 BLOCK = 64  # weights that share a scale
@@ -141,9 +141,7 @@ def pack(model: nn.Module, double: bool) -> Snapshot:
     for name in linear_names(model):
         layer: Any = model.get_submodule(name)
         model.set_submodule(name, PackedLinear(layer, double).train(layer.training))
-    for parameter in model.parameters():  # one left in the model's file would keep all of it in memory
-        parameter.data = parameter.data.clone()
-    release_free_memory()
+    leave_file(model.parameters())
     return snapshot
 
 

@@ -9,11 +9,12 @@ from luthier.kernels.products import (
     round_products,
     thin_type,
 )
-from luthier.kernels.quicken import narrow, quicken
+from luthier.kernels.quicken import is_gated, narrow, quicken
 
 __all__ = [
     "add_product",
     "is_cast",
+    "is_gated",
     "linear",
     "narrow",
     "product",

@@ -18,6 +18,7 @@ from luthier.kernels.gate import SiluGate
 from luthier.kernels.norm import RmsNorm
 from luthier.kernels.products import is_rounded
 from luthier.kernels.rotary import Rotary
+from luthier.runtime import leave_file
 
 ROTATE = "apply_rotary_pos_emb"  # transformers' name, in every family, of the function that rotates query and key
 GATED = ("gate_proj", "up_proj", "down_proj")  # transformers' names of a gated block's layers
@@ -88,13 +89,11 @@ def epsilon(norm: Any) -> float:
 
 def quick_gate(module: Any, known: dict[Any, Any]) -> Callable[..., Any] | None:
     """The kernel's forward for a block down(silu(gate(x)) * up(x)); tried once for each class and activation."""
-    layers = [getattr(module, name, None) for name in GATED]
-    activation = getattr(module, "act_fn", None)
-    if not all(isinstance(layer, nn.Module) for layer in [*layers, activation]) or not takes_one_tensor(module):
+    if not is_gated(module) or not takes_one_tensor(module):
         return None
-    kind = type(module), type(activation)
+    kind = type(module), type(module.act_fn)
     if kind not in known:
-        width = getattr(layers[0], "in_features", None)
+        width = getattr(module.gate_proj, "in_features", None)
         weight = next(module.parameters(), None)
         if not isinstance(width, int) or weight is None or not suits(weight):
             return None
@@ -102,6 +101,11 @@ def quick_gate(module: Any, known: dict[Any, Any]) -> Callable[..., Any] | None:
         with torch.no_grad():
             known[kind] = agree(gate_forward(module, trial), type(module).forward(module, trial))
     return gate_forward if known[kind] else None
+
+
+def is_gated(module: Any) -> bool:
+    """A block down(act(gate(x)) * up(x)), as most decoders have it."""
+    return all(isinstance(getattr(module, name, None), nn.Module) for name in (*GATED, "act_fn"))
 
 
 def gate_forward(self: Any, x: Tensor) -> Any:
@@ -123,9 +127,7 @@ def narrow(model: nn.Module) -> None:
             module.weight.data = module.weight.data.to(torch.bfloat16)
         elif getattr(module.__dict__.get("forward"), "__func__", None) is gate_forward:
             setattr(module, NARROW, all(is_rounded(getattr(module, name)) for name in GATED))
-    for parameter in model.parameters():  # one left in the model's file would keep all of it in memory
-        if parameter.dtype != torch.bfloat16:
-            parameter.data = parameter.data.clone()
+    leave_file(parameter for parameter in model.parameters() if parameter.dtype != torch.bfloat16)
 
 
 def quick_rotation(module: Any, known: dict[Any, Any]) -> Any:

@@ -55,7 +55,6 @@ class LoadedModel:
         """Keep weights that products round anyway in bfloat16, where there are such products."""
         if self.precision == "bfloat16":
             narrow(self.model)
-            release_free_memory()
 
     @property
     def causal(self) -> bool:
@@ -140,10 +139,11 @@ def load_outline(name: str, precision: str = "float32", encoders: bool = False) 
 
     For its tokenizer, its hash and its shapes; `precision` is what `load_model` would choose. Raises ModelError.
     """
+    precision = choose_precision(precision, chosen_device())
     loaded = load_model(name, device="cpu", encoders=encoders)
     loaded.model.to("meta")
     release_free_memory()
-    return replace(loaded, precision=choose_precision(precision, chosen_device()))
+    return replace(loaded, precision=precision)
 
 
 def save_model(loaded: LoadedModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -75,16 +75,14 @@ def start_stage(
     if stage.start == "merge" and before.adapter is not None:
         with first_goes_first():
             name = str(merged_model(before, folder / "model"))
-    exact = stage.tune.exact_weights
-    below = before.adapter if stage.start == "stack" else None
-    if stage.tune.adapter.kind == "none":
-        below = None if stage.start == "merge" else before.adapter
+    exact, probes = stage.tune.exact_weights, stage.tune.adapter.kind == "none"
+    below = before.adapter if stage.start == "stack" or (probes and stage.start != "merge") else None
     model = load_model(name, precision=precision, encoders=True, exact=exact or below is not None)
     if below is not None:
         folded(model.model, below)
         if not exact:
             model.narrow()
-    if stage.tune.adapter.kind == "none":
+    if probes:
         kept = folder / "features", stage.tune.cache_gigabytes
         return Start(ProbeLearner(model, heads, attention, *kept), model, below)
     if stage.start == "continue" and before.adapter is not None:

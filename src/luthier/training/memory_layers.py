@@ -20,11 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from luthier.errors import TrainingError
 from luthier.forest.forward import backbone
+from luthier.kernels import is_gated
 
 AWAY_BYTES = 1 << 20  # smaller tensors stay: a transfer costs more than they take
 ELEMENTWISE = ("torch.nn.modules.activation", "transformers.activations")
-
-GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 
 Call = Callable[..., Any]
 
@@ -184,11 +183,6 @@ def is_cheap(module: nn.Module) -> bool:
     """A norm or an activation function: one tensor in, one out, no product."""
     kind = type(module)
     return not list(module.children()) and ("Norm" in kind.__name__ or kind.__module__ in ELEMENTWISE)
-
-
-def is_gated(module: Any) -> bool:
-    """A block down(act(gate(x)) * up(x)), as most decoders have it."""
-    return all(isinstance(getattr(module, name, None), nn.Module) for name in GATED)
 
 
 def watcher(cheap: CheapOnes) -> Call:
