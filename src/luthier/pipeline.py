@@ -24,11 +24,13 @@ from luthier.evaluation.arms import (
     Tfidf,
     Tuned,
 )
+from luthier.evaluation.arms.base import Floats
+from luthier.evaluation.prior import check_enough, label_shares, prior_shares, with_prior
 from luthier.files import new_folder, write_json
 from luthier.fitting import Fitting, best_folder
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.models import LoadedModel, load_model, public_name, token_counter
-from luthier.predictor import describe_prompt
+from luthier.predictor import PRIOR_FILE, describe_prior, describe_prompt
 from luthier.processes import first_goes_first, is_first, wait
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
@@ -158,6 +160,8 @@ class Pipeline:
         self.listener.plan(["data", *asked, *generated_stage, *trained, "report"])
         self.listener.begin("data")
         check_rows(self.rows)
+        if recipe.data.class_prior is not None:
+            check_enough(len(self.rows.test), len(recipe.task.labels), "test rows")
         kept = self.prepared.ledger.kept
         self.listener.end("data", False, ", ".join(f"{count} {split}" for split, count in kept.items()))
         for note in self.prepared.ledger.notes:
@@ -181,8 +185,21 @@ class Pipeline:
             return store(arm.run(self.rows, self.prompt, self.recipe.ask, self.recipe.seed, self.listener.update))
 
         value, cached = self.folder.stage(name, inputs, compute)
-        self.listener.end(name, cached, self.accuracy_note(value))
-        return value
+        judged = self.judged(value)
+        self.listener.end(name, cached, self.accuracy_note(judged))
+        return judged
+
+    @cached_property
+    def train_shares(self) -> Floats:
+        """How often each label comes in the training rows [L]."""
+        return label_shares(self.rows.train + self.rows.validation, self.recipe.task.labels)
+
+    def judged(self, value: dict[str, Any]) -> dict[str, Any]:
+        """A stored arm with the answers that count: weighted, where shares of the labels are expected."""
+        prior, labels = self.recipe.data.class_prior, self.recipe.task.labels
+        if prior is None:
+            return value
+        return with_prior(value, labels, prior_shares(prior, labels, self.train_shares), self.recipe.seed)
 
     def make_arm(self, name: str) -> Arm:
         """The arm a name stands for; prompt arms ask the untrained model."""
@@ -242,10 +259,20 @@ class Pipeline:
         """The tuned arm; its adapter is put together with its prompt before it answers the test rows."""
         self.listener.begin("tuned")
         value, cached = self.folder.stage("tuned", {**self.training_inputs, "arm": "tuned"}, self.answer_tuned)
-        self.listener.end("tuned", cached, self.accuracy_note(value))
+        judged = self.judged(value)
+        self.listener.end("tuned", cached, self.accuracy_note(judged))
         left = ("adapter_model.safetensors", "head.safetensors")  # a linear probe has a head only
         assert any((self.folder.adapter / name).is_file() for name in left), "the stage writes the adapter"
-        return value
+        self.keep_weights(judged)
+        return judged
+
+    def keep_weights(self, tuned: dict[str, Any]) -> None:
+        """Beside the adapter, so that `predict` answers as the tuned arm was judged."""
+        file = self.folder.adapter / PRIOR_FILE
+        if "weights" in tuned:
+            write_json(file, describe_prior(self.recipe.task.labels, tuned["weights"], len(self.rows.test)))
+        elif is_first():
+            file.unlink(missing_ok=True)
 
     def answer_tuned(self) -> dict[str, Any]:
         """Predictions of the tuned arm; writes the adapter folder."""
@@ -263,7 +290,9 @@ class Pipeline:
                 name_base_model(aside, public_name(self.recipe.model))
             write_json(
                 aside / "prompt.json",
-                describe_prompt(self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature),
+                describe_prompt(
+                    self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature, self.train_shares
+                ),
             )
         return value
 
@@ -307,6 +336,8 @@ class Pipeline:
             self.out,
         )
         result["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if result["shares"]["note"]:
+            self.listener.say(result["shares"]["note"])
         write_json(self.folder.path / "result.json", result)
         write_page(self.folder.path / "report.html", result)
         self.listener.end("report", False, str(self.folder.path / "report.html"))

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import RunError
+from luthier.errors import DataError, RunError
 from luthier.recipe import Recipe, Task
+from luthier.recipe.prior import ClassPrior, known_prior, prior_problems
 
 if TYPE_CHECKING:
     from luthier.evaluation.arms import Classifier
+    from luthier.evaluation.arms.base import Floats
     from luthier.prompts import ClassifyPrompt
 
-PROMPT_FILE = "prompt.json"
+PROMPT_FILE, PRIOR_FILE = "prompt.json", "prior.json"
 
 
 @dataclass(frozen=True)
@@ -30,28 +32,60 @@ class Answer:
 
 @dataclass(frozen=True)
 class Predictor:
-    """What `luthier.load(run)` returns."""
+    """What `luthier.load(run)` returns. Labels are weighted as in the run, if they were (`data.class_prior`)."""
 
     classifier: Classifier
     labels: tuple[str, ...]
+    train_shares: tuple[float, ...]
+    log_weights: tuple[float, ...]
 
-    def predict(self, texts: Sequence[str]) -> list[Answer]:
-        """Labels with calibrated probabilities, in the order of `texts`."""
+    def predict(self, texts: Sequence[str], class_prior: ClassPrior | None = None) -> list[Answer]:
+        """Labels with calibrated probabilities, in the order of `texts`.
+
+        `class_prior` (`train`, `uniform` or a share for each label) weighs the labels anew, so that over these texts
+        they come in those shares; DataError where the texts are fewer than ten a label.
+        """
         import numpy as np
+
+        from luthier.evaluation.prior import weighted
 
         if isinstance(texts, str):
             raise TypeError('predict takes a list of texts: predict(["..."])')
+        if class_prior is not None:
+            class_prior = self.checked_prior(class_prior, len(texts))
         if not texts:
             return []
+        logprobs_NL = self.classifier.logprobs(list(texts))
+        weights_L = np.array(self.log_weights) if class_prior is None else self.fitted(logprobs_NL, class_prior)
         answers = []
-        for text, row in zip(texts, np.exp(self.classifier.logprobs(list(texts))), strict=True):
+        for text, row in zip(texts, np.exp(weighted(logprobs_NL, weights_L)), strict=True):
             best = int(row.argmax())
             shares = {label: float(p) for label, p in zip(self.labels, row, strict=True)}
             answers.append(Answer(text, self.labels[best], float(row[best]), shares))
         return answers
 
+    def checked_prior(self, class_prior: ClassPrior, num_texts: int) -> ClassPrior:
+        """The setting, once it is known to fit the labels and the number of texts."""
+        from luthier.evaluation.prior import check_enough
 
-def describe_prompt(prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, temperature: float) -> dict[str, Any]:
+        prior: ClassPrior = known_prior(class_prior)
+        if problems := prior_problems(prior, self.labels):
+            raise DataError("\n".join(problems))
+        check_enough(num_texts, len(self.labels), "texts")
+        return prior
+
+    def fitted(self, logprobs_NL: Floats, class_prior: ClassPrior) -> Floats:
+        """Log weights of the labels [L] for these texts."""
+        import numpy as np
+
+        from luthier.evaluation.prior import prior_shares, prior_weights
+
+        return prior_weights(logprobs_NL, prior_shares(class_prior, self.labels, np.array(self.train_shares)))
+
+
+def describe_prompt(
+    prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, temperature: float, train_shares: Floats
+) -> dict[str, Any]:
     """What is stored beside an adapter so that it can only be asked as it was trained."""
     return {
         "format": 1,
@@ -65,7 +99,25 @@ def describe_prompt(prompt: ClassifyPrompt, recipe: Recipe, model_sha256: str, t
         "model_sha256": model_sha256,
         "method": recipe.tune.method,
         "temperature": temperature,
+        "train_shares": train_shares.tolist(),
     }
+
+
+def describe_prior(labels: Sequence[str], log_weights: Sequence[float], num_rows: int) -> dict[str, Any]:
+    """What is stored beside an adapter whose answers are weighted: log weights, and the number of rows behind them."""
+    return {"format": 1, "log_weights": dict(zip(labels, log_weights, strict=True)), "rows": num_rows}
+
+
+def stored_weights(folder: Path, labels: Sequence[str]) -> tuple[float, ...]:
+    """The log weights beside an adapter; zeros where its answers stay as scored."""
+    file = folder / PRIOR_FILE
+    if not file.is_file():
+        return (0.0,) * len(labels)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["log_weights"]
+        return tuple(float(found[label]) for label in labels)
+    except (OSError, ValueError, TypeError, KeyError):
+        raise RunError(f"{file}: is damaged or from another version. Run the recipe again.") from None
 
 
 def is_of_stages(run: str | Path) -> bool:
@@ -92,7 +144,10 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
             f"{run}: no finished adapter here (no {PROMPT_FILE}). Give the folder of a run with a tuned arm; "
             "a run that was stopped goes on with `luthier run` and the same --out."
         ) from None
-    needed = {"task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "precision", "temperature"}
+    needed = {
+        "task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "precision", "temperature",
+        "train_shares",
+    }  # fmt: skip
     if not isinstance(stored, dict) or needed - stored.keys():
         raise RunError(f"{folder / PROMPT_FILE}: is damaged or from another version. Run the recipe again.")
     from luthier.adapters import needs_exact_weights
@@ -116,4 +171,9 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
             f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again."
         )
     learner = load_learner(model, folder, attention)
-    return Predictor(Classifier(learner, prompt, temperature=stored["temperature"]), tuple(task.labels))
+    return Predictor(
+        Classifier(learner, prompt, temperature=stored["temperature"]),
+        tuple(task.labels),
+        tuple(stored["train_shares"]),
+        stored_weights(folder, task.labels),
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from luthier.corpus.prepare import Prepared, data_hash
 from luthier.evaluation import metrics
 from luthier.evaluation.arms.base import gold_indices
+from luthier.evaluation.prior import answered_shares, drift_note, label_shares, prior_shares
 from luthier.evaluation.statistics import wilson
 from luthier.evaluation.verdict import Comparison, compare_arms, verdict
 from luthier.peek import ledger_values, marked_parts
@@ -65,6 +66,7 @@ def build_result(
             "sha256": model.sha256,
         },
         "arms": summaries,
+        "shares": shares(recipe, prepared, arms),
         "comparisons": [comparison_values(item) for item in comparisons],
         "training": training,
         "break_even": break_even(summaries, training, recipe.cost.currency),
@@ -125,8 +127,43 @@ def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) 
             for label, s in zip(labels, scores, strict=True)
         },
         "confusion": metrics.confusion_matrix(gold_B, predicted_B, len(labels)).tolist(),
+        "as_scored": as_scored(value, gold_B, recipe),
+        "weights": None
+        if "weights" not in value
+        else dict(zip(labels, np.exp(value["weights"]).tolist(), strict=True)),
         **probability_figures(value, gold_B, predicted_B, recipe.judge.confidence),
     }
+
+
+def as_scored(value: dict[str, Any], gold_B: NDArray[np.int64], recipe: Recipe) -> dict[str, float] | None:
+    """Accuracy of a weighted arm without its weights; None where there are none."""
+    if "as_scored" not in value:
+        return None
+    labels = recipe.task.labels
+    right = sum(labels[gold] == p["label"] for gold, p in zip(gold_B, value["as_scored"], strict=True))
+    interval = wilson(right, len(gold_B), recipe.judge.confidence)
+    return {"accuracy": right / len(gold_B), "low": interval.low, "high": interval.high}
+
+
+def shares(recipe: Recipe, prepared: Prepared, arms: dict[str, Any]) -> dict[str, Any]:
+    """How often each label comes: in the training rows, in the test rows, as the tuned arm scored it, as expected."""
+    labels, prior = recipe.task.labels, recipe.data.class_prior
+    train_L = label_shares(prepared.train + prepared.validation, labels)
+    by_label: dict[str, dict[str, float | None]] = {}
+    tuned = arms.get("tuned")
+    raw = None if tuned is None else {**tuned, "predictions": tuned.get("as_scored", tuned["predictions"])}
+    answered_L = None if raw is None else answered_shares(raw)
+    columns = {
+        "train": train_L,
+        "test": label_shares(prepared.test, labels),
+        "answered": answered_L,
+        "expected": None if prior is None else prior_shares(prior, labels, train_L),
+    }
+    for i, label in enumerate(labels):
+        by_label[label] = {name: None if column is None else float(column[i]) for name, column in columns.items()}
+    drifted = answered_L is not None and prior is None
+    note = drift_note(train_L, answered_L, len(prepared.test), labels) if drifted and answered_L is not None else None
+    return {"class_prior": prior, "labels": by_label, "note": note}
 
 
 def probability_figures(

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -116,6 +116,13 @@ def predict_command(
     task: Annotated[
         str | None, typer.Option(help="Which task of a stage that learnt several.", show_default=False)
     ] = None,
+    class_prior: Annotated[
+        Literal["train", "uniform"] | None,
+        typer.Option(
+            help="Weigh the labels anew: over these texts they come as often as in the training rows, or evenly.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Label texts with the adapter of a run, with probabilities; grades, numbers and tags too, by a stage's head."""
@@ -124,11 +131,13 @@ def predict_command(
 
     texts = read_texts(text or [], file)
     if is_of_stages(run_folder):
+        if class_prior is not None:
+            raise RunError(f"{run_folder}: --class-prior is for runs of `luthier run`, this is one of stages.")
         print_heads(run_folder, texts, as_json, stage, task)
         return
     if stage is not None or task is not None:
         raise RunError(f"{run_folder}: a run of `luthier run` has one adapter, no stages or tasks. Leave both out.")
-    answers = load(run_folder).predict(texts)
+    answers = load(run_folder).predict(texts, class_prior)
     if as_json:
         typer.echo(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False))
         return

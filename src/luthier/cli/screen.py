@@ -204,9 +204,23 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
     console.print(f"\n{result['name']}: {count} held-out rows\n", highlight=False)
     console.print(table)
     console.print(f"\n{result['verdict']}\n", highlight=False, markup=False)
+    if told := weighed(result):
+        console.print(f"{told}\n", highlight=False, markup=False)
     console.print(f"Page:    {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     if result["training"] is not None:
         console.print(f'Use it:  luthier predict {folder} --text "..."', highlight=False, markup=False, soft_wrap=True)
+
+
+def weighed(result: dict[str, Any]) -> str:
+    """A sentence on what expected shares of the labels did to the answers, where they are set."""
+    plain = {name: arm["as_scored"]["accuracy"] for name, arm in result["arms"].items() if arm["as_scored"]}
+    if not plain:
+        return ""
+    told = ", ".join(f"{ARM_NAMES.get(name, name)} {accuracy:.1%}" for name, accuracy in plain.items())
+    return (
+        "Answers are weighted by the texts of the test rows, so that labels come in the shares of data.class_prior. "
+        f"Without weights: {told}."
+    )
 
 
 def print_stages(result: dict[str, Any], folder: Path) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Share, explain
 from luthier.recipe.corpus import Corpus
+from luthier.recipe.prior import ClassPrior, prior_problems
 from luthier.recipe.reading import absolute, apply_overrides, read_values
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.synthetic import Synthetic
@@ -81,6 +82,12 @@ class Data(Part):
     )
     test_share: Share = Field(0.2, description="Share held out when there is no test file.")
     max_tokens: int = Field(512, ge=8, description="Rows whose text has more tokens are dropped, and said.")
+    class_prior: ClassPrior | None = Field(
+        None,
+        description="How often each label comes among the rows to be sorted, where that is known: `train` (as in the "
+        "training rows), `uniform`, or a share for each label. Every arm's answers are weighted so that the labels "
+        "come in these shares, by the texts of the test rows, without their labels. Left out: answers as scored.",
+    )
     corpus: Corpus | None = Field(
         None, description="Prepare the rows first, from documents or records of any shape (`luthier data prepare`)."
     )
@@ -284,6 +291,7 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             )
     if fold_label(task.abstention) in folded:
         problems.append(f'task.abstention: "{task.abstention}" is also a label or an alias.')
+    problems += prior_problems(recipe.data.class_prior, task.labels)
     if len(set(recipe.arms)) != len(recipe.arms):
         problems.append("arms: a name stands twice.")
     problems += tune_problems(recipe.tune, "tune", validated=True)

@@ -63,12 +63,12 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "sft": "supervised fine-tuning",
     }
 )
-TOP_FIELDS = ("training", "break_even", "generated", "mistakes", "ledger", "prompt", "recipe", "comparisons")
+TOP_FIELDS = ("training", "break_even", "generated", "mistakes", "ledger", "prompt", "recipe", "comparisons", "shares")
 MODEL_FIELDS = ("source", "family", "parameters", "sha256")
 ARM_FIELDS = (
     "low", "high", "macro_f1", "balanced_accuracy", "coverage", "accuracy_on_covered", "seconds_per_row",
     "p50_seconds", "p95_seconds", "cost_per_1000", "chosen", "ece", "brier", "log_loss", "reliability",
-    "outcomes", "per_class", "confusion", "tokens_per_row",
+    "outcomes", "per_class", "confusion", "tokens_per_row", "as_scored",
 )  # fmt: skip
 TRAINING_FIELDS = (
     "method", "seconds", "steps", "best_step", "rows", "epochs", "trained_tokens", "computed_tokens",
@@ -144,6 +144,8 @@ def view(result: Values) -> Values:
         "accuracy_chart": accuracy_chart(run, ranked, focus),
         "difference_chart": difference_chart(compared, focus),
         "training": training_view(run["training"]),
+        "weighed": any(arm["as_scored"] for arm in run["arms"].values()),
+        "shares": share_rows(run["shares"]),
         "classes": class_rows(run, focus, rival),
         "most_classes": MOST_CLASSES,
         "confusion": confusion_view(run, focus),
@@ -167,6 +169,7 @@ def sections(page: Values) -> dict[str, str]:
         ("cost", "Speed and cost", True),
         ("training", "Training", page["training"] is not None),
         ("classes", "Label by label", bool(page["classes"])),
+        ("shares", "How often each label comes", bool(page["shares"])),
         ("confusion", "What is taken for what", page["confusion"] is not None),
         (
             "calibration",
@@ -383,6 +386,12 @@ def means(rows: list[tuple[float, float]], block: int) -> list[tuple[float, floa
     """Neighbouring points, `block` at a time, as their mean."""
     blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in blocks]
+
+
+def share_rows(shares: Values | None) -> list[Values]:
+    """Each label's shares; the labels that the tuned arm answers most unlike the training rows come first."""
+    rows = [{"label": label, **found} for label, found in (shares or {"labels": {}})["labels"].items()]
+    return sorted(rows, key=lambda row: -abs((row["answered"] or row["train"]) - row["train"]))
 
 
 def class_rows(run: Values, focus: str, rival: str | None) -> list[Values]:
