@@ -188,7 +188,12 @@ def test_every_arm_that_reads_texts_is_weighted(weighed):
     assert result["shares"]["labels"]["SPORTS"]["expected"] == pytest.approx(0.6)
     assert result["shares"]["labels"]["SPORTS"]["test"] == pytest.approx(1 / 3)
     page = (folder / "weighed" / "report.html").read_text()
-    assert "Accuracy without weights" in page and "How often each label comes" in page and "60.0%" in page
+    assert (
+        "without weights the fine-tuned model has" in page
+        and "Accuracy without weights" in page
+        and "How often each label comes" in page
+        and "60.0%" in page
+    )
 
 
 def test_predict_answers_with_the_weights_of_the_run(weighed):
