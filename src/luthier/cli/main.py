@@ -119,7 +119,7 @@ def predict_command(
     class_prior: Annotated[
         Literal["train", "uniform"] | None,
         typer.Option(
-            help="`train` or `uniform`: weigh the labels anew, to come over these texts as in the training rows, or evenly.",
+            help="`train` or `uniform`: weigh the labels anew, to come here as in the training rows, or evenly.",
             show_default=False,
         ),
     ] = None,

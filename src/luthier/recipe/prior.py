@@ -24,9 +24,8 @@ def known_prior(value: Any) -> Any:
             )
         return {str(label): float(share) for label, share in value.items()}
     if value not in NAMED:
-        hint = did_you_mean(value, NAMED) if isinstance(value, str) else ""
-        message = "use train (the shares of the training rows), uniform, or LABEL: SHARE for every label{hint}"
-        raise PydanticCustomError("prior", message, {"hint": hint})
+        message = "use train (the shares of the training rows), uniform, or LABEL: SHARE for every label"
+        raise PydanticCustomError("prior", message)
     return value
 
 
