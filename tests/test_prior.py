@@ -249,6 +249,16 @@ def test_without_the_setting_stages_are_kept_and_answers_are_as_scored_again(wei
     luthier.run(recipe(folder, **settings), folder / "weighed")  # as it was, for the tests that come after
 
 
+def test_arms_are_weighted_without_a_tuned_one_too(weighed):
+    folder, settings, _ = weighed
+    alone = recipe(folder, **{**settings, "arms": ["majority", "tfidf"]})
+    result = luthier.run(alone, folder / "untuned")
+    assert result["arms"]["tfidf"]["as_scored"] is not None
+    assert result["shares"]["labels"]["SPORTS"]["answered"] is None and result["shares"]["note"] is None
+    page = (folder / "untuned" / "report.html").read_text()
+    assert "How often each label comes" in page and "Expected by the fine-tuned model" not in page
+
+
 def test_damaged_weights_are_a_message(weighed):
     folder, _, _ = weighed
     file = folder / "weighed" / "adapter" / "prior.json"
