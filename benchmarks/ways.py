@@ -105,6 +105,7 @@ def train_way(way: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     folder = arguments.out / way.replace(" ", "-")
     command = [sys.executable, "-m", "luthier", "run", str(arguments.recipe), "--out", str(folder), "--json"]
     settings = ["arms=[tuned]", f"seed={arguments.seed}", f"tune.epochs={arguments.epochs}", "tune.refit=false"]
+    settings.append("data.class_prior=null")  # ways are judged as they score
     settings += [f"data.{part}={path}" for part in ("train", "test") if (path := getattr(arguments, part))]
     settings += [f"tune.{key}={value}" for key, value in way_settings(WAYS[way])]
     command += [word for setting in settings for word in ("--set", setting)]
