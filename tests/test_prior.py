@@ -11,11 +11,11 @@ import luthier
 from luthier.cli.main import app
 from luthier.errors import DataError, RecipeError, RunError
 from luthier.evaluation.prior import (
-    arm_logprobs,
     drift_note,
     label_shares,
     prior_shares,
     prior_weights,
+    stored_logprobs,
     weighted,
     weighted_across,
     with_prior,
@@ -115,7 +115,7 @@ def stored(probabilities):
 def test_an_arm_that_reads_no_text_stays_as_it_is():
     same, unknown = stored([[0.7, 0.3]] * 5), {"predictions": [{"label": "a", "probabilities": None}] * 3}
     for arm in (same, unknown):
-        assert arm_logprobs(arm) is None
+        assert stored_logprobs(arm["predictions"]) is None
         assert with_prior(arm, ["a", "b"], np.array([0.5, 0.5]), 0) is arm
 
 

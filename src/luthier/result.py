@@ -96,20 +96,15 @@ def correct_rows(value: dict[str, Any], test: tuple[Labelled, ...]) -> NDArray[n
 
 def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) -> dict[str, Any]:
     """All figures of one arm."""
-    labels = recipe.task.labels
-    index = {label: i for i, label in enumerate(labels)}
-    predicted_B = np.array([index.get(p["label"], -1) for p in value["predictions"]])
-    right = int((predicted_B == gold_B).sum())
-    interval = wilson(right, len(gold_B), recipe.judge.confidence)
+    labels, confidence = recipe.task.labels, recipe.judge.confidence
+    predicted_B = predicted_indices(value["predictions"], labels)
     outcomes = {outcome.value: 0 for outcome in Outcome}
     for p in value["predictions"]:
         outcomes[p["outcome"]] += 1
     scores = metrics.per_class(gold_B, predicted_B, len(labels))
     latencies = np.array(value["latencies_seconds"])
     return {
-        "accuracy": right / len(gold_B),
-        "low": interval.low,
-        "high": interval.high,
+        **accuracy_figures(predicted_B, gold_B, confidence),
         "macro_f1": metrics.macro_f1(gold_B, predicted_B, len(labels)),
         "balanced_accuracy": metrics.balanced_accuracy(gold_B, predicted_B, len(labels)),
         "n": len(gold_B),
@@ -127,42 +122,55 @@ def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) 
             for label, s in zip(labels, scores, strict=True)
         },
         "confusion": metrics.confusion_matrix(gold_B, predicted_B, len(labels)).tolist(),
-        "as_scored": as_scored(value, gold_B, recipe),
-        "weights": None
-        if "weights" not in value
-        else dict(zip(labels, np.exp(value["weights"]).tolist(), strict=True)),
-        **probability_figures(value, gold_B, predicted_B, recipe.judge.confidence),
+        **weight_figures(value, gold_B, labels, confidence),
+        **probability_figures(value, gold_B, predicted_B, confidence),
     }
 
 
-def as_scored(value: dict[str, Any], gold_B: NDArray[np.int64], recipe: Recipe) -> dict[str, float] | None:
-    """Accuracy of a weighted arm without its weights; None where there are none."""
-    if "as_scored" not in value:
-        return None
-    labels = recipe.task.labels
-    right = sum(labels[gold] == p["label"] for gold, p in zip(gold_B, value["as_scored"], strict=True))
-    interval = wilson(right, len(gold_B), recipe.judge.confidence)
+def predicted_indices(predictions: list[dict[str, Any]], labels: list[str]) -> NDArray[np.int64]:
+    """Index of each row's label [B]; -1 where there is no answer."""
+    index = {label: i for i, label in enumerate(labels)}
+    return np.array([index.get(p["label"], metrics.NO_ANSWER) for p in predictions])
+
+
+def accuracy_figures(predicted_B: NDArray[np.int64], gold_B: NDArray[np.int64], confidence: float) -> dict[str, float]:
+    """Share of the rows that are right, and its interval."""
+    right = int((predicted_B == gold_B).sum())
+    interval = wilson(right, len(gold_B), confidence)
     return {"accuracy": right / len(gold_B), "low": interval.low, "high": interval.high}
+
+
+def weight_figures(
+    value: dict[str, Any], gold_B: NDArray[np.int64], labels: list[str], confidence: float
+) -> dict[str, Any]:
+    """Accuracy of a weighted arm without its weights, and each label's weight; None where there are none."""
+    if "weights" not in value:
+        return {"as_scored": None, "weights": None}
+    return {
+        "as_scored": accuracy_figures(predicted_indices(value["as_scored"], labels), gold_B, confidence),
+        "weights": dict(zip(labels, np.exp(value["weights"]).tolist(), strict=True)),
+    }
 
 
 def shares(recipe: Recipe, prepared: Prepared, arms: dict[str, Any]) -> dict[str, Any]:
     """How often each label comes: in the training rows, in the test rows, as the tuned arm scored it, as expected."""
     labels, prior = recipe.task.labels, recipe.data.class_prior
     train_L = label_shares(prepared.train + prepared.validation, labels)
-    by_label: dict[str, dict[str, float | None]] = {}
     tuned = arms.get("tuned")
-    raw = None if tuned is None else {**tuned, "predictions": tuned.get("as_scored", tuned["predictions"])}
-    answered_L = None if raw is None else answered_shares(raw)
+    answered_L = None if tuned is None else answered_shares(tuned.get("as_scored", tuned["predictions"]))
+    note = None
+    if prior is None and answered_L is not None:
+        note = drift_note(train_L, answered_L, len(prepared.test), labels)
     columns = {
         "train": train_L,
         "test": label_shares(prepared.test, labels),
         "answered": answered_L,
         "expected": None if prior is None else prior_shares(prior, labels, train_L),
     }
-    for i, label in enumerate(labels):
-        by_label[label] = {name: None if column is None else float(column[i]) for name, column in columns.items()}
-    drifted = answered_L is not None and prior is None
-    note = drift_note(train_L, answered_L, len(prepared.test), labels) if drifted and answered_L is not None else None
+    by_label = {
+        label: {name: None if column is None else float(column[i]) for name, column in columns.items()}
+        for i, label in enumerate(labels)
+    }
     return {"class_prior": prior, "labels": by_label, "note": note}
 
 

@@ -6,6 +6,7 @@ often. Where it is known how often each label should come, texts without labels 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
 from typing import Any
@@ -28,9 +29,7 @@ FAR, SURE = 0.05, 4.0  # what is told of: shares this far from the training rows
 
 def label_shares(rows: ManyOf[Labelled], labels: ManyOf[str]) -> Floats:
     """Share of the rows that has each label [L]."""
-    counts = dict.fromkeys(labels, 0)
-    for row in rows:
-        counts[row.label] += 1
+    counts = Counter(row.label for row in rows)
     return np.array([counts[label] for label in labels]) / len(rows)
 
 
@@ -92,9 +91,9 @@ def weighted_across(logprobs_NL: Floats, prior_L: Floats, seed: int) -> Floats:
     return result_NL
 
 
-def arm_logprobs(arm: Mapping[str, Any]) -> Floats | None:
-    """Log-probabilities [N, L] of a stored arm; None where it has none, or the same for every text."""
-    rows = [prediction["probabilities"] for prediction in arm["predictions"]]
+def stored_logprobs(predictions: ManyOf[Mapping[str, Any]]) -> Floats | None:
+    """Log-probabilities [N, L] of stored predictions; None where there are none, or the same for every text."""
+    rows = [prediction["probabilities"] for prediction in predictions]
     if any(row is None for row in rows):
         return None
     probabilities_NL = np.array(rows)
@@ -108,7 +107,7 @@ def with_prior(arm: dict[str, Any], labels: ManyOf[str], prior_L: Floats, seed: 
 
     An arm that looks at no text stays as it is.
     """
-    logprobs_NL = arm_logprobs(arm)
+    logprobs_NL = stored_logprobs(arm["predictions"])
     if logprobs_NL is None:
         return arm
     answers = predictions_from(weighted_across(logprobs_NL, prior_L, seed), labels)
@@ -120,9 +119,9 @@ def with_prior(arm: dict[str, Any], labels: ManyOf[str], prior_L: Floats, seed: 
     return {**arm, "predictions": predictions, "as_scored": arm["predictions"], "weights": weights_L.tolist()}
 
 
-def answered_shares(arm: Mapping[str, Any]) -> Floats | None:
-    """How often an arm expects each label: the mean of its probabilities [L]."""
-    logprobs_NL = arm_logprobs(arm)
+def answered_shares(predictions: ManyOf[Mapping[str, Any]]) -> Floats | None:
+    """How often stored predictions expect each label: the mean of their probabilities [L]."""
+    logprobs_NL = stored_logprobs(predictions)
     return None if logprobs_NL is None else np.exp(logprobs_NL).mean(0)
 
 

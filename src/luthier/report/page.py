@@ -391,7 +391,7 @@ def means(rows: list[tuple[float, float]], block: int) -> list[tuple[float, floa
 def share_rows(shares: Values | None) -> list[Values]:
     """Each label's shares; the labels that the tuned arm answers most unlike the training rows come first."""
     rows = [{"label": label, **found} for label, found in (shares or {"labels": {}})["labels"].items()]
-    return sorted(rows, key=lambda row: -abs((row["answered"] or row["train"]) - row["train"]))
+    return sorted(rows, key=lambda row: 0.0 if row["answered"] is None else -abs(row["answered"] - row["train"]))
 
 
 def class_rows(run: Values, focus: str, rival: str | None) -> list[Values]:
