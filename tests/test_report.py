@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from luthier.report import charts, page
+from luthier.result import break_even, priced
 
 LABELS = ["WORLD NEWS", "SPORTS", "ARTS & CULTURE", "MEDIA & ENTERTAINMENT", "HEALTH", "MONEY"]
 EVIL = 'Cup final moved <script>alert("goal")</script> after {{ 7*7 }} calls & a <b onclick="x()">protest</b>'
@@ -179,7 +180,7 @@ def make_result() -> dict[str, Any]:
             "method": "head", "seconds": 402.3, "steps": 132, "best_step": 88, "rows": 704, "epochs": 3.0,
             "trained_tokens": 2112, "computed_tokens": 61274, "padded_tokens": 231958,
             "peak_rss_bytes": 3012345678, "trainable_parameters": 4888320, "total_parameters": 139403328,
-            "cost": 0.011175, "refit": {"steps": 150, "rows": 800}, "adapter": "runs/newsroom-desk/adapter", "curve": make_curve(),
+            "validation_seconds": 40.2, "total_seconds": 442.5, "cost": 0.012292, "refit": {"steps": 150, "rows": 800}, "adapter": "runs/newsroom-desk/adapter", "curve": make_curve(),
         },
         "break_even": [
             {"arm": "tfidf", "rows": None, "sentence": "Never on cost alone: TF-IDF answers a row for less."},
@@ -395,7 +396,7 @@ def test_the_prompt_stands_character_for_character(result: dict[str, Any]) -> No
         "+16.8", "+11.5 to +22.0", "91", "24", "< 0.001",
         "Fine-tuned is better: 11.5 to 22.0 more right in 100 rows.",
         # speed and cost: 0.0512 s * 0.97, * 1.61, * 1000 * 0.10 / 3600
-        "50 ms", "82 ms", "0.0014", "812.6", "2 µs", "< 0.0001", "6 min 42 s", "USD 0.011", "1,113", "never",
+        "50 ms", "82 ms", "0.0014", "812.6", "2 µs", "< 0.0001", "7 min 22 s, of which validation 40.2 s", "USD 0.012", "1,113", "never",
         # training
         "classification head", "704", "132", "best: step 88", "61,274", "231,958", "3.8 times",
         "3.0 GB", "4,888,320 of 139,403,328 (3.51%)", "2,112", "0.497", "85.4%",
@@ -522,8 +523,67 @@ def test_a_comparison_is_turned_towards_the_focus() -> None:
     ],
 )
 def test_plain_words_follow_interval_and_corrected_test(low: float, high: float, p_holm: float, start: str) -> None:
-    row = {"subject": "tuned", "low": low, "high": high, "p": p_holm, "p_holm": p_holm}
+    row = {"subject": "tuned", "low": low, "high": high, "p": p_holm / 2, "p_holm": p_holm}
     assert page.plain_words(row, 0.05).startswith(start)
+
+
+def test_plain_words_speak_of_a_correction_only_where_it_decides() -> None:
+    row = {"subject": "tuned", "low": 0.01, "high": 0.9, "p": 0.125, "p_holm": 0.75}
+    assert page.plain_words(row, 0.05) == (
+        "Borderline: the interval leaves out zero, the exact test does not see a difference."
+    )
+    assert "correction" in page.plain_words({**row, "p": 0.03}, 0.05)
+    assert page.plain_words({**row, "p": None}, 0.05).startswith("Borderline")
+
+
+@pytest.mark.parametrize(
+    ("refit", "looks", "expected"),
+    [
+        ({"steps": 150, "rows": 1800}, 3, "was then trained anew on training and validation rows together: 150 steps on 1,800 rows."),
+        (None, 3, "Loss by optimizer step. The adapter of the best step on validation rows was kept."),
+        (None, 0, "Loss by optimizer step. The adapter of the last step was kept."),
+    ],
+)  # fmt: skip
+def test_the_page_says_which_adapter_was_kept(
+    result: dict[str, Any], refit: dict[str, int] | None, looks: int, expected: str
+) -> None:
+    result["training"]["refit"] = refit
+    result["training"]["curve"]["validation"] = result["training"]["curve"]["validation"][:looks]
+    text = Reader(page.render_page(result)).text
+    assert expected in text
+    assert ("best step on validation rows was kept" in text) == (refit is None and looks > 0)
+
+
+def test_sentences_call_the_arms_as_the_tables_do(result: dict[str, Any]) -> None:
+    result["verdict"] = (
+        "few_shot is worse: on 400 test rows, tuned 84.2 % against zero_shot 33.2 %; few_shots, un-tuned."
+    )
+    result["break_even"] = break_even(result["arms"], {"cost": 0.011175}, "USD")
+    text = Reader(page.render_page(result)).text
+    assert "Few-shot is worse: on 400 test rows, the fine-tuned model 84.2 % against zero-shot 33.2 %;" in text
+    assert "few_shots, un-tuned." in text
+    assert "USD less than with best prompt, training cost" in text
+    assert "by cost: TF-IDF + logistic regression is as cheap a row" in text
+    assert not re.search("zero_shot|best_prompt|few_shot ", text)
+
+
+def test_a_training_is_priced_with_its_validation() -> None:
+    # 680.8 + 66.6 seconds at 0.1 an hour
+    made = priced({"seconds": 680.8, "validation_seconds": 66.6, "steps": 3}, 0.1)
+    assert made["total_seconds"] == pytest.approx(747.4)
+    assert made["cost"] == pytest.approx(747.4 / 36000)
+    assert made["seconds"] == 680.8 and made["steps"] == 3
+
+
+def test_break_even_writes_amounts_that_can_be_divided() -> None:
+    # 0.0000031 / 0.0000012 a thousand: 2,584 rows
+    arms = {"tuned": {"cost_per_1000": 2e-7}, "zero_shot": {"cost_per_1000": 1.4e-6}, "tfidf": {"cost_per_1000": 1e-7}}
+    slower, faster = break_even(arms, {"cost": 3.1e-6}, "USD")
+    assert slower["rows"] == 2584
+    assert slower["sentence"] == (
+        "after 2,584 rows: 1,000 rows cost 0.0000012 USD less than with zero_shot, training cost 0.0000031 USD."
+    )
+    assert faster["rows"] is None
 
 
 @pytest.mark.parametrize(
@@ -535,6 +595,7 @@ def test_plain_words_follow_interval_and_corrected_test(low: float, high: float,
         (page.duration(0.041), "41 ms"), (page.duration(0.9996), "1 s"), (page.duration(1.424), "1.42 s"),
         (page.duration(402.3), "6 min 42 s"), (page.duration(11100), "3 h 05 min"),
         (page.money(0), "0"), (page.money(0.00001), "< 0.0001"), (page.money(0.0014222), "0.0014"),
+        (page.money(0.0000031, 12), "0.0000031"), (page.money(1e-13, 12), "< 0.000000000001"),
         (page.money(0.5), "0.50"), (page.money(1234.5), "1,234.50"), (page.p_value(0.0004), "< 0.001"),
         (page.p_value(0.0312), "0.031"), (page.size(3012345678), "3.0 GB"), (page.size(512), "512 bytes"),
         (page.moment("2026-03-14T10:32:07"), "14 March 2026, 10:32"), (page.moment("yesterday"), "yesterday"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import optimize
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -14,10 +15,9 @@ from statsmodels.stats.proportion import proportion_confint
 from luthier.evaluation.statistics import (
     Interval,
     bootstrap_interval,
-    detectable_gain,
     holm,
     mcnemar_exact,
-    paired_bootstrap_difference,
+    paired_difference,
     rows_needed,
     sign_flip_p,
     wilson,
@@ -28,6 +28,10 @@ def paired_rows(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.n
     a = [True] * both + [True] * only_a + [False] * only_b + [False] * neither
     b = [True] * both + [False] * only_a + [True] * only_b + [False] * neither
     return np.array(a), np.array(b)
+
+
+def differences(both: int, only_a: int, only_b: int, neither: int) -> np.ndarray:
+    return np.array([0.0] * (both + neither) + [1.0] * only_a + [-1.0] * only_b)
 
 
 # --- Wilson
@@ -89,13 +93,115 @@ def test_mcnemar_equals_statsmodels(only_a: int, only_b: int) -> None:
     assert mcnemar_exact(only_a, only_b) == pytest.approx(expected, rel=1e-10)
 
 
+# --- score interval of a paired difference
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "n", "low", "high"),
+    [
+        # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, chapter 8
+        (6, 16, 161, -0.1240, -0.0054),  # complete response before and after consolidation (Cavo et al. 2012)
+        (1, 7, 21, -0.5172, -0.0260),  # airway hyper-responsiveness (Bentur et al. 2009)
+    ],
+)
+def test_paired_difference_gives_published_numbers(only_a: int, only_b: int, n: int, low: float, high: float) -> None:
+    interval = paired_difference(only_a, only_b, n, 0.95)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_paired_difference_by_hand() -> None:
+    # nothing discordant: q = 0 for D > 0, so (n D)^2 = z^2 n D (1 - D), D = z^2 / (n + z^2) with z = 2
+    confidence = 2 * scipy_stats.norm.cdf(2) - 1
+    assert paired_difference(0, 0, 1, confidence) == Interval(pytest.approx(-4 / 5), pytest.approx(4 / 5))
+    assert paired_difference(0, 0, 12, confidence) == Interval(pytest.approx(-1 / 4), pytest.approx(1 / 4))
+    # 3 of 3 for a: B = 3 D - 3, q = (1 - D) / 2, so 9 (1 - D)^2 = 4 * 3 (1 - D) (1 + D), 3 (1 - D) = 4 (1 + D)
+    assert paired_difference(3, 0, 3, confidence) == Interval(pytest.approx(-1 / 7), 1.0)
+
+
+def score_inverted(only_a: int, only_b: int, n: int, z: float) -> tuple[float, float]:
+    """The same interval without its closed form: the share of b alone is found by maximising the likelihood."""
+
+    def statistic(difference: float) -> float:
+        def loss(q: float) -> float:
+            shares = np.array([q + difference, q, 1 - 2 * q - difference])
+            counts = np.array([only_a, only_b, n - only_a - only_b])
+            return -float((counts * np.log(np.maximum(shares, 1e-300)))[counts > 0].sum())
+
+        lowest, highest = max(0.0, -difference), (1 - difference) / 2
+        q = optimize.minimize_scalar(loss, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-12}).x
+        spread = 2 * q + difference - difference**2
+        return (only_a - only_b - n * difference) / np.sqrt(n * spread)
+
+    middle, most = (only_a - only_b) / n, 1 - 1e-7
+    low = optimize.brentq(lambda d: statistic(d) - z, -most, middle - 1e-7) if only_b < n else -1.0
+    high = optimize.brentq(lambda d: statistic(d) + z, middle + 1e-7, most) if only_a < n else 1.0
+    return low, high
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "n"),
+    [(0, 0, 1), (0, 0, 24), (1, 0, 24), (0, 3, 24), (2, 1, 3), (4, 1, 9), (5, 0, 5), (12, 9, 21), (198, 30, 800)],
+)
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_paired_difference_equals_the_inverted_score_test(only_a: int, only_b: int, n: int, confidence: float) -> None:
+    interval = paired_difference(only_a, only_b, n, confidence)
+    expected = score_inverted(only_a, only_b, n, scipy_stats.norm.ppf((1 + confidence) / 2))
+    assert (interval.low, interval.high) == pytest.approx(expected, abs=2e-5)
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.data())
+def test_paired_difference_has_width_mirrors_and_stays_inside(counts: tuple[int, int], data: st.DataObject) -> None:
+    only_a, n = counts
+    only_b = data.draw(st.integers(0, n - only_a))
+    interval, mirror = paired_difference(only_a, only_b, n, 0.95), paired_difference(only_b, only_a, n, 0.95)
+    assert -1 <= interval.low <= (only_a - only_b) / n <= interval.high <= 1
+    assert interval.high - interval.low > 1 / n
+    assert (interval.low, interval.high) == pytest.approx((-mirror.high, -mirror.low), abs=1e-9)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(3, 0), (4, 0), (5, 1), (9, 2), (14, 5), (15, 5), (40, 24), (41, 24)])
+def test_paired_difference_leaves_zero_out_where_chi_square_does(only_a: int, only_b: int) -> None:
+    interval = paired_difference(only_a, only_b, 200, 0.95)
+    assert (interval.low > 0) == (mcnemar([[0, only_a], [only_b, 0]], exact=False, correction=False).pvalue < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("n", "shares"),
+    [
+        (24, (0.01, 0.01)),
+        (24, (0.02, 0.0)),
+        (24, (0.08, 0.02)),
+        (5, (0.1, 0.1)),
+        (60, (0.09, 0.01)),
+        (150, (0.15, 0.07)),
+    ],
+)
+def test_paired_difference_covers_at_its_level(n: int, shares: tuple[float, float]) -> None:
+    # 2,000 data sets: the standard error of a coverage of 0.95 is 0.005. Few discordant rows make it wider, not shorter
+    counts = np.random.default_rng(0).multinomial(n, [*shares, 1 - sum(shares)], size=2000)
+    found, times = np.unique(counts[:, :2], axis=0, return_counts=True)
+    intervals = [paired_difference(int(a), int(b), n, 0.95) for a, b in found]
+    inside = np.array([interval.low <= shares[0] - shares[1] <= interval.high for interval in intervals])
+    assert inside @ times / 2000 >= 0.935
+
+
+def test_a_bootstrap_of_few_discordant_rows_does_not_cover() -> None:
+    # what the score interval is there for: 24 rows, 2 % of them discordant, all one way
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(200):
+        only_a = int(rng.binomial(24, 0.02))
+        interval = bootstrap_interval(differences(24 - only_a, only_a, 0, 0), 200, seed, 0.95)
+        covered += interval.low <= 0.02 <= interval.high
+    assert covered / 200 < 0.5
+
+
 # --- bootstrap
 
 
 @pytest.mark.parametrize("counts", [(60, 25, 10, 5), (3, 1, 1, 0), (0, 4, 1, 0), (700, 6, 0, 94), (500, 80, 120, 100)])
-def test_paired_bootstrap_agrees_with_scipy(counts: tuple[int, int, int, int]) -> None:
+def test_bootstrap_of_paired_rows_agrees_with_scipy(counts: tuple[int, int, int, int]) -> None:
     a, b = paired_rows(*counts)
-    ours = paired_bootstrap_difference(a, b, resamples=20_000, seed=0, confidence=0.95)
+    ours = bootstrap_interval(differences(*counts), resamples=20_000, seed=0, confidence=0.95)
     theirs = scipy_stats.bootstrap(
         (a.astype(float), b.astype(float)),
         lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis),
@@ -123,8 +229,7 @@ def test_bootstrap_of_real_values_agrees_with_scipy() -> None:
 
 def test_bootstrap_without_skew_is_the_normal_interval() -> None:
     # +1 and -1 on 10 % of 4,000 rows each: mean 0, standard error sqrt(0.2 / 4000)
-    a, b = paired_rows(3200, 400, 400, 0)
-    interval = paired_bootstrap_difference(a, b, resamples=20_000, seed=0, confidence=0.95)
+    interval = bootstrap_interval(differences(3200, 400, 400, 0), resamples=20_000, seed=0, confidence=0.95)
     half = 1.96 * (0.2 / 4000) ** 0.5
     assert (interval.low, interval.high) == pytest.approx((-half, half), abs=0.03 * half)
 
@@ -136,11 +241,10 @@ def test_bootstrap_bends_towards_the_skew() -> None:
 
 
 def test_bootstrap_is_exact_under_a_seed_and_swaps_sign_with_its_arms() -> None:
-    a, b = paired_rows(60, 25, 10, 5)
-    first = paired_bootstrap_difference(a, b, 2000, 7, 0.95)
-    assert first == paired_bootstrap_difference(a, b, 2000, 7, 0.95)
-    assert first != paired_bootstrap_difference(a, b, 2000, 8, 0.95)
-    turned = paired_bootstrap_difference(b, a, 2000, 9, 0.95)
+    first = bootstrap_interval(differences(60, 25, 10, 5), 2000, 7, 0.95)
+    assert first == bootstrap_interval(differences(60, 25, 10, 5), 2000, 7, 0.95)
+    assert first != bootstrap_interval(differences(60, 25, 10, 5), 2000, 8, 0.95)
+    turned = bootstrap_interval(differences(60, 10, 25, 5), 2000, 9, 0.95)
     assert (-turned.high, -turned.low) == pytest.approx((first.low, first.high), abs=0.02)
 
 
@@ -174,8 +278,7 @@ def test_bootstrap_covers_at_its_level() -> None:
     covered = 0
     for seed in range(500):
         both, only_a, only_b, neither = rng.multinomial(150, [0.6, 0.15, 0.07, 0.18])
-        a, b = paired_rows(both, only_a, only_b, neither)
-        interval = paired_bootstrap_difference(a, b, 1000, seed, 0.95)
+        interval = bootstrap_interval(differences(both, only_a, only_b, neither), 1000, seed, 0.95)
         covered += interval.low <= 0.08 <= interval.high
     assert 0.92 <= covered / 500 <= 0.975
 
@@ -253,32 +356,33 @@ def test_holm_equals_statsmodels(seed: int) -> None:
         (0.10, [76, 155, 233]),
     ],
 )
-def test_rows_needed_gives_the_table_of_the_notes(gain: float, expected: list[int]) -> None:
-    assert [rows_needed(gain, share) for share in (0.1, 0.2, 0.3)] == expected
+def test_rows_needed_is_the_table_of_the_notes_for_a_difference_one_row_smaller(gain: float, expected: list) -> None:
+    for share, uncorrected in zip((0.1, 0.2, 0.3), expected, strict=True):
+        n = rows_needed(gain, share)
+        assert n * gain - 1 == pytest.approx(gain * (n * uncorrected) ** 0.5, abs=0.5 * gain + 0.01)
+        assert uncorrected + 1 / gain < n < uncorrected + 3 / gain
 
 
-def test_rows_needed_gives_the_power_it_promises() -> None:
-    # large-sample McNemar on simulated data sets with the planned number of rows
-    gain, share = 0.05, 0.2
-    n = rows_needed(gain, share)
-    only_a, only_b = (share + gain) / 2, (share - gain) / 2
-    counts = np.random.default_rng(0).multinomial(n, [only_a, only_b, 1 - share], size=20_000)
-    z = (counts[:, 0] - counts[:, 1]) / np.sqrt(counts[:, 0] + counts[:, 1])
-    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.015)
+def exact_power(n: int, gain: float, share: float, alpha: float) -> float:
+    """Probability that the exact McNemar test rejects, summed over all numbers of discordant rows."""
+    num_D = np.arange(n + 1)
+    # most rows on the lesser side at which 2 P(X <= x) < alpha; -1 where none is few enough
+    most_D = scipy_stats.binom.ppf(alpha / 2, num_D, 0.5) - 1
+    for_a = (share + gain) / (2 * share)
+    rejects_D = scipy_stats.binom.cdf(most_D, num_D, 1 - for_a) + scipy_stats.binom.cdf(most_D, num_D, for_a)
+    return float(rejects_D @ scipy_stats.binom.pmf(num_D, n, share))
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
-@pytest.mark.parametrize("n", [200, 1000, 20_000])
-@pytest.mark.parametrize("power", [0.3, 0.5, 0.8, 0.95])
-def test_detectable_gain_inverts_rows_needed(n: int, share: float, power: float) -> None:
-    gain = detectable_gain(n, share, power=power)
-    assert gain is not None
-    assert rows_needed(gain, share, power=power) == n
-
-
-@pytest.mark.parametrize(("n", "share"), [(20, 0.1), (1, 0.5), (5, 0.9)])
-def test_no_gain_is_detectable_on_very_few_rows(n: int, share: float) -> None:
-    assert detectable_gain(n, share) is None
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3, 0.05 / 6])
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.6, 1.0])
+def test_rows_needed_gives_the_exact_test_the_power_it_promises(alpha: float, share: float, part: float) -> None:
+    gain = part * share
+    n = rows_needed(gain, share, 1 - alpha)
+    assert exact_power(n, gain, share, alpha) >= 0.77
+    # at most four in ten too many, and never fewer discordant rows than the exact test can pass with
+    assert exact_power(int(0.7 * n) - 1, gain, share, alpha) < 0.8
+    assert 2 * 0.5 ** (n * share) < alpha
 
 
 # --- what is refused
@@ -304,10 +408,8 @@ def test_no_gain_is_detectable_on_very_few_rows(n: int, share: float) -> None:
             "resamples is 0; at least one is needed.",
         ),
         (lambda: sign_flip_p(np.array([]), 200, 0), "0 rows: at least one scored row is needed."),
-        (
-            lambda: paired_bootstrap_difference(np.ones(3, bool), np.ones(4, bool), 200, 0, 0.95),
-            "3 rows against 4; a paired difference needs the same rows.",
-        ),
+        (lambda: paired_difference(3, 2, 4, 0.95), "discordant counts are 3 and 2; there are 4 rows only."),
+        (lambda: paired_difference(0, 0, 0, 0.95), "0 rows: at least one scored row is needed."),
         (lambda: holm([0.1, float("nan")]), "p values must lie between 0 and 1, got [0.1, nan]."),
         (
             lambda: rows_needed(0.0, 0.1),
@@ -319,7 +421,6 @@ def test_no_gain_is_detectable_on_very_few_rows(n: int, share: float) -> None:
         ),
         (lambda: rows_needed(0.1, 1.2), "discordant_share is 1.2; it must be above 0 and at most 1."),
         (lambda: rows_needed(0.1, 0.2, power=1.0), "power is 1.0; it must lie between 0 and 1, like 0.8."),
-        (lambda: detectable_gain(0, 0.2), "0 rows: at least one scored row is needed."),
     ],
 )
 def test_errors_teach(call, message: str) -> None:

@@ -20,7 +20,7 @@ from luthier.runtime import peak_memory_bytes, reset_peak_memory
 from luthier.training.cached import cached
 from luthier.training.checkpoint import History, Progress
 from luthier.training.curves import reading
-from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
+from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, num_numbers, unloaded
 from luthier.training.loop import train
 from luthier.training.memory import read_memory
 from luthier.training.probe import ProbeLearner
@@ -54,7 +54,7 @@ class Fitting:
         training, validation = (method.view(self.prompt, rows) for rows in (self.rows.train, self.rows.validation))
         reset_peak_memory()
         learner, history = self.fit(training, validation, self.folder)
-        trained = sum(parameter.numel() for parameter in learner.trained().values())
+        trained, whole = sum(map(num_numbers, learner.trained().values())), sum(map(num_numbers, learner.parameters()))
         temperature = self.fitted_temperature(learner, history)
         done = [history]
         if tune.refit:
@@ -80,7 +80,7 @@ class Fitting:
             "peak_rss_bytes": peak_memory_bytes(),
             "memory": read_memory(self.folder),
             "trainable_parameters": trained,
-            "total_parameters": self.model.num_parameters,
+            "total_parameters": whole,
             "curve": {"train": history.train, "validation": history.validation},
         }
 

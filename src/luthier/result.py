@@ -18,6 +18,7 @@ from luthier.peek import ledger_values, marked_parts
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Recipe, dump_recipe
 from luthier.records import Labelled, Outcome
+from luthier.report.numbers import money
 from luthier.runtime import machine_values
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 MISTAKES = 20
+FINEST = 12  # most decimals of an amount in a sentence, so that its division can be checked
 
 
 def build_result(
@@ -43,11 +45,11 @@ def build_result(
     gold_B = gold_indices(test, labels)
     correct = {name: correct_rows(value, test) for name, value in arms.items()}
     judge = recipe.judge
-    comparisons = compare_arms(correct, judge.confidence, judge.resamples, recipe.seed) if len(correct) > 1 else []
+    comparisons = compare_arms(correct, judge.confidence) if len(correct) > 1 else []
     found = verdict(correct, comparisons, judge.confidence, judge.minimum_gain)
     hourly = recipe.cost.machine_per_hour
     if training is not None:
-        training = {**training, "cost": training["seconds"] / 3600 * hourly, "adapter": str(out / "adapter")}
+        training = {**priced(training, hourly), "adapter": str(out / "adapter")}
     summaries = {name: summarise(recipe, value, gold_B) for name, value in arms.items()}
     return {
         "name": recipe.name,
@@ -222,6 +224,12 @@ def comparison_values(item: Comparison) -> dict[str, Any]:
     }
 
 
+def priced(training: dict[str, Any], hourly: float) -> dict[str, Any]:
+    """A training with all the time it took, validation and refit included, and what that cost."""
+    total = training["seconds"] + training["validation_seconds"]
+    return {**training, "total_seconds": total, "cost": total / 3600 * hourly}
+
+
 def break_even(arms: dict[str, Any], training: dict[str, Any] | None, currency: str) -> list[dict[str, Any]]:
     """After how many rows the training has paid for itself against each arm, by cost alone."""
     if training is None or "tuned" not in arms:
@@ -238,8 +246,8 @@ def break_even(arms: dict[str, Any], training: dict[str, Any] | None, currency: 
             continue
         rows = int(np.ceil(training["cost"] / saved))
         sentence = (
-            f"after {rows:,} rows: each costs {saved * 1000:.4f} {currency} a thousand less than {name}, "
-            f"training cost {training['cost']:.4f} {currency}."
+            f"after {rows:,} rows: 1,000 rows cost {money(saved * 1000, FINEST)} {currency} less than with {name}, "
+            f"training cost {money(training['cost'], FINEST)} {currency}."
         )
         found.append({"arm": name, "rows": rows, "sentence": sentence})
     return found

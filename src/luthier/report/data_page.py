@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from luthier.report import charts
 from luthier.report.histogram import Histogram, histogram_plot
 from luthier.report.numbers import count, duration, percent, size, words
-from luthier.report.page import NARROW, WIDE
+from luthier.report.page import NARROW, WIDE, save_page
 
 Values = dict[str, Any]
 
@@ -38,7 +38,7 @@ WORD = re.compile(r"\S+\s*|\s+")
 
 def write_data_page(path: str | Path, ledger: Values) -> None:
     """Write the page of `ledger`. What UTF-8 cannot hold (half of a surrogate pair in a text) becomes `?`."""
-    Path(path).write_bytes(render_data_page(ledger).encode("utf-8", errors="replace"))
+    save_page(Path(path), render_data_page(ledger))
 
 
 def render_data_page(ledger: Values) -> str:

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 NOTHING = "–"
+
+ARM_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "majority": "Majority class",
+        "tfidf": "TF-IDF + logistic regression",
+        "zero_shot": "Zero-shot",
+        "best_prompt": "Best prompt",
+        "few_shot": "Few-shot",
+        "retrieval": "Retrieval",
+        "tuned": "Fine-tuned",
+    }
+)
 
 
 def known(value: Any) -> bool:
@@ -60,15 +75,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
-def money(amount: float | None) -> str:
-    """An amount without its currency: two decimals, below 1 two significant digits, at most four decimals."""
+def money(amount: float | None, most: int = 4) -> str:
+    """An amount without its currency: two decimals, below 1 two significant digits, at most `most` decimals."""
     if amount is None or not known(amount):
         return NOTHING
     if amount == 0:
         return "0"
-    if amount < 0.00005:
-        return "< 0.0001"
-    decimals = min(max(1 - math.floor(math.log10(amount)), 2), 4)
+    if amount < 0.5 * 10**-most:
+        return f"< {10**-most:.{most}f}"
+    decimals = min(max(1 - math.floor(math.log10(amount)), 2), most)
     return f"{amount:,.{decimals}f}"
 
 
@@ -94,3 +109,31 @@ def moment(created: str) -> str:
 def words(name: str) -> str:
     """`out_of_ontology` as `out of ontology`."""
     return name.replace("_", " ")
+
+
+def arm_name(name: str) -> str:
+    """What an arm is called on the page."""
+    return ARM_NAMES.get(name, words(name))
+
+
+def in_sentence(name: str) -> str:
+    """An arm's name inside a sentence: `the fine-tuned model`, `TF-IDF + logistic regression`."""
+    if name == "tuned":
+        return "the fine-tuned model"
+    title = arm_name(name)
+    return title if title[:2].isupper() else title[0].lower() + title[1:]
+
+
+def with_arm_names(sentence: str, arms: Iterable[str]) -> str:
+    """A sentence of the result with its arms called as on the page, where they are called as in the recipe."""
+    names = "|".join(re.escape(name) for name in arms)
+    return re.sub(
+        rf"(?<![\w-])(?:{names})(?![\w-])",
+        lambda found: in_sentence(found[0]) if found.start() else capital(in_sentence(found[0])),
+        sentence,
+    )
+
+
+def capital(text: str) -> str:
+    """`text` as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]

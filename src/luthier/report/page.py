@@ -14,12 +14,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from luthier.files import write_text
 from luthier.report import charts
 from luthier.report.numbers import (
     NOTHING,
+    arm_name,
     count,
     decimal,
     duration,
+    in_sentence,
     known,
     moment,
     money,
@@ -27,6 +30,7 @@ from luthier.report.numbers import (
     percent,
     points,
     size,
+    with_arm_names,
     words,
 )
 
@@ -36,17 +40,6 @@ WIDE, NARROW = 720.0, 335.0  # natural widths of a drawing: the text column, and
 MOST_POINTS = 240  # a longer training curve is drawn as means of neighbouring steps
 MOST_CLASSES = 24  # further labels of the per-class table are folded away
 
-ARM_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "majority": "Majority class",
-        "tfidf": "TF-IDF + logistic regression",
-        "zero_shot": "Zero-shot",
-        "best_prompt": "Best prompt",
-        "few_shot": "Few-shot",
-        "retrieval": "Retrieval",
-        "tuned": "Fine-tuned",
-    }
-)
 VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "better": ("▲", "Better"),
@@ -73,7 +66,7 @@ ARM_FIELDS = (
 TRAINING_FIELDS = (
     "method", "seconds", "steps", "best_step", "rows", "epochs", "trained_tokens", "computed_tokens",
     "padded_tokens", "peak_rss_bytes", "memory", "trainable_parameters", "total_parameters", "cost", "adapter", "curve",
-    "refit", "planned_steps", "fit",
+    "refit", "planned_steps", "fit", "validation_seconds", "total_seconds",
 )  # fmt: skip
 LEDGER_FIELDS = ("reasons", "notes", "examples")
 SPLITS = ("train", "validation", "test")
@@ -81,8 +74,13 @@ MISTAKE_FIELDS = ("predicted", "outcome", "probability", "source")
 
 
 def write_page(path: str | Path, result: Values) -> None:
-    """Write the page of `result`. What UTF-8 cannot hold (a lone surrogate in a reply) becomes `?`."""
-    Path(path).write_bytes(render_page(result).encode("utf-8", errors="replace"))
+    """Write the page of `result`."""
+    save_page(Path(path), render_page(result))
+
+
+def save_page(path: Path, html: str) -> None:
+    """A whole page, or what stood there before. What UTF-8 cannot hold (a lone surrogate in a reply) becomes `?`."""
+    write_text(path, html.encode("utf-8", errors="replace").decode("utf-8"))
 
 
 def render_page(result: Values) -> str:
@@ -108,11 +106,6 @@ def rendered(template: str, values: Values) -> str:
     return environment.get_template(template).render(values, styles=styles)
 
 
-def arm_name(name: str) -> str:
-    """What an arm is called on the page."""
-    return ARM_NAMES.get(name, words(name))
-
-
 def filled(values: Values, fields: Sequence[str]) -> Values:
     """`values`, with None for every field that is absent."""
     return {**dict.fromkeys(fields), **values}
@@ -123,6 +116,10 @@ def view(result: Values) -> Values:
     run = filled(result, (*TOP_FIELDS, "seed", "chance", "machine_per_hour"))
     run["model"] = filled(result["model"], MODEL_FIELDS)
     run["arms"] = {name: filled(arm, ARM_FIELDS) for name, arm in result["arms"].items()}
+    run["verdict"] = with_arm_names(run["verdict"], run["arms"])
+    run["break_even"] = [
+        {**row, "sentence": with_arm_names(row["sentence"], run["arms"])} for row in run["break_even"] or []
+    ]
     if run["training"]:
         run["training"] = filled(run["training"], TRAINING_FIELDS)
     ranked = sorted(run["arms"], key=lambda name: -run["arms"][name]["accuracy"])
@@ -188,14 +185,6 @@ def sections(page: Values) -> dict[str, str]:
     return {anchor: title for anchor, title, present in entries if present}
 
 
-def in_sentence(name: str) -> str:
-    """An arm's name inside a sentence: `the fine-tuned model`, `TF-IDF + logistic regression`."""
-    if name == "tuned":
-        return "the fine-tuned model"
-    title = arm_name(name)
-    return title if title[:2].isupper() else title[0].lower() + title[1:]
-
-
 def key_figures(page: Values) -> list[tuple[str, str, str]]:
     """Label, value and small print of the strip under the verdict."""
     run, focus, rival = page["run"], page["focus"], page["rival"]
@@ -216,7 +205,7 @@ def key_figures(page: Values) -> list[tuple[str, str, str]]:
     figures.append(("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour"))
     if run["training"]:
         paid = f"{run['currency']} {money(run['training']['cost'])}, {count(run['training']['rows'])} rows"
-        figures.append(("Training", duration(run["training"]["seconds"]), paid))
+        figures.append(("Training", duration(run["training"]["total_seconds"]), paid))
     return figures
 
 
@@ -251,8 +240,10 @@ def plain_words(row: Values, alpha: float) -> str:
         verdict, direction = ("is better", "more") if low > 0 else ("is worse", "fewer")
         small, large = (per_hundred(end) for end in sorted((low, high), key=abs))
         return f"{name} {verdict}: {small} to {large} {direction} right in 100 rows."
-    if excludes_zero:
+    if excludes_zero and row["p"] is not None and row["p"] < alpha:
         return "A difference is likely, but does not pass the correction for several comparisons."
+    if excludes_zero:
+        return "Borderline: the interval leaves out zero, the exact test does not see a difference."
     if significant:
         return "Borderline: the test sees a difference, the interval still includes none."
     fewer, more = per_hundred(low), per_hundred(high)
@@ -354,8 +345,20 @@ def training_view(training: Values | None) -> Values | None:
     validation = loss_points(shown["validation"])
     if train or validation:
         shown["loss_chart"] = loss_chart(train, validation, training["best_step"])
+    shown["kept"] = kept_adapter(training["refit"], bool(shown["validation"]))
     shown["method"] = METHODS.get(training["method"], training["method"] or NOTHING)
     return shown
+
+
+def kept_adapter(refit: Values | None, validated: bool) -> str:
+    """Which weights the training ended with."""
+    if refit:
+        return (
+            "This is the first training, which the validation rows judge. The adapter that is used was then trained "
+            f"anew on training and validation rows together: {count(refit['steps'])} steps on "
+            f"{count(refit['rows'])} rows."
+        )
+    return f"The adapter of the {'best step on validation rows' if validated else 'last step'} was kept."
 
 
 def loss_points(rows: Sequence[Values]) -> list[tuple[float, float]]:

@@ -23,6 +23,7 @@ from luthier.report.page import (
     filled,
     ledger_view,
     rendered,
+    save_page,
     training_view,
 )
 
@@ -71,7 +72,7 @@ BADGES: Mapping[str, tuple[str, str]] = MappingProxyType({**VERDICTS, "mixed": (
 
 def write_stages_page(path: str | Path, result: Values) -> None:
     """Write the page of `result`. What UTF-8 cannot hold (half of a surrogate pair in a text) becomes `?`."""
-    Path(path).write_bytes(render_stages_page(result).encode("utf-8", errors="replace"))
+    save_page(Path(path), render_stages_page(result))
 
 
 def render_stages_page(result: Values) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.report.charts import Bar, bar_chart
 from luthier.report.numbers import NOTHING, count, duration, percent, words
-from luthier.report.page import NARROW, WIDE, Values, rendered
+from luthier.report.page import NARROW, WIDE, Values, rendered, save_page
 from luthier.report.stages_page import number_words
 from luthier.report.sweep_charts import Point, Track, parallel_plot, track_of_numbers, track_of_words, trials_plot
 
@@ -17,7 +17,7 @@ STATES: Mapping[str, str] = {"complete": "done", "pruned": "ended early", "faile
 
 def write_sweep_page(path: str | Path, result: Values) -> None:
     """Write the page of `result`. What UTF-8 cannot hold becomes `?`."""
-    Path(path).write_bytes(render_sweep_page(result).encode("utf-8", errors="replace"))
+    save_page(Path(path), render_sweep_page(result))
 
 
 def render_sweep_page(result: Values) -> str:
