@@ -202,7 +202,8 @@ def limits(metadata: Any, is_list: bool, is_text: bool) -> Iterator[str]:
     for item in metadata:
         for name, words in BOUNDS.items():
             if getattr(item, name, None) is not None:
-                yield words.format(f"{getattr(item, name):g}")
+                bound = getattr(item, name)
+                yield words.format(f"{bound:g}" if isinstance(bound, float) else bound)
         if (least := getattr(item, "min_length", None)) is not None:
             yield f"at least {least} of them" if is_list else "not empty" if is_text else f"at least {least}"
         if getattr(item, "pattern", None):

@@ -1,12 +1,16 @@
 """Wrong input through the real entry point: one message that says what to do, no traceback, an exit code."""
 
+import io
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
 
+from luthier.cli import screen
 from luthier.cli.screen import Pace
+from luthier.cli.sweep import print_sweep
 from luthier.recipe import dump_recipe, load_recipe, parse_recipe
 
 ROWS = "".join(f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS")))
@@ -84,6 +88,25 @@ def test_override_paths_start_here_and_recipe_paths_at_the_recipe(luthier, recip
     assert (data["train"], data["test"]) == (str(tmp_path / "rows.txt"), str(here / "other.txt"))
 
 
+def test_dry_run_prints_json_that_others_read(luthier, recipe):
+    code, out, err = luthier("run", recipe, "--set", "tune.epochs=.inf", "--dry-run", "--json")
+    assert (code, out) == (1, "")
+    assert err.endswith("  - tune.epochs: input should be a finite number (got inf).\n")
+
+
+def test_names_that_no_file_system_takes(luthier, recipe):
+    long = "x" * 300
+    for words in (
+        ("run", recipe, "--out", long),
+        ("run", recipe, "--set", f"name={long}"),
+        ("predict", long, "--text", "a"),
+    ):
+        code, out, err = luthier(*words)
+        assert (code, out) == (1, "")
+        assert err.startswith("Error: ") and long in err
+        assert err.endswith(": a name in this path is too long for the file system. Give a shorter one.\n")
+
+
 # --- run folders ---------------------------------------------------------------------------------------
 
 
@@ -112,7 +135,7 @@ def test_run_folder_under_a_file(luthier, recipe):
     code, out, err = luthier("run", recipe, "--out", out_folder)
     assert (code, out) == (1, "")
     told = "a part of the path is a file. Give another folder with --out."
-    assert err == f"Error: {out_folder / 'recipe.yaml'}: {told}\n"
+    assert err == f"Error: {out_folder}: {told}\n"
 
 
 def test_read_only_run_folder(luthier, recipe, tmp_path):
@@ -150,7 +173,7 @@ def test_predict_from_a_file_without_usable_text(luthier, tmp_path, content):
     file.write_bytes(content)
     code, out, err = luthier("predict", tmp_path, "--file", file)
     assert (code, out) == (1, "")
-    wanted = "cannot be read as UTF-8 text" if content.strip() else "nothing to label"
+    wanted = "is not UTF-8 text" if content.strip() else "nothing to label"
     assert wanted in err
 
 
@@ -232,6 +255,10 @@ def test_stop_on_request(luthier, tmp_path, monkeypatch, sent):
     """While a command waits for its input: 130 or 143, and a word on how to go on."""
 
     class Waiting:
+        @property
+        def buffer(self) -> "Waiting":
+            return self
+
         def read(self) -> str:
             signal.raise_signal(sent)
             return "never"
@@ -262,3 +289,95 @@ def test_the_time_left_is_by_the_pace_of_the_work_at_hand():
     assert pace.left(11.0, 62, 100) == pytest.approx(114.0), "a validation takes time too"
     assert pace.left(12.0, 63, 100) == pytest.approx(74.0)
     assert Pace(0.0).left(1.0, 0, 10) == 0.0
+
+
+# --- texts of users on the screen ------------------------------------------------------------------------
+
+ODD = ("[/SP]", "[bug]", ":car:", "[link=x]y[/]")  # markup and an emoji code, to rich
+
+
+def test_peek_shows_labels_as_they_are(capsys):
+    ledger = {
+        "rows_in": {"train": 9}, "kept": {"train": 8}, "reasons": {"train": {"[/SP]": 1}}, "notes": ["[bug]"],
+        "examples": [{"source": "[/a].txt", "reason": "[bug]", "detail": ":car:"}],
+    }  # fmt: skip
+    rows = [{"source": "a.txt", "label": "[bug]", "parts": [{"text": "[/SP]", "trained": True}]}]
+    found = {
+        "ledger": ledger, "labels": {"train": dict.fromkeys(ODD, 2)}, "rows": rows, "method": "head",
+        "prompt_tokens": {"p0": 1, "p50": 2, "p95": 3, "p100": 4},
+    }  # fmt: skip
+    screen.print_peek(found)
+    out = capsys.readouterr().out
+    assert all(any(line.startswith(label) for line in out.splitlines()) for label in ODD)
+    assert "dropped: [/SP] 1" in out and "a.txt ([bug])" in out
+
+
+def test_records_and_ledgers_are_shown_as_they_are(capsys, tmp_path):
+    screen.print_records([{"kind": "labelled", "source": {"file": "[/a].txt", "line": 1}, "text": "[bug] :car:"}])
+    entry = {"reason": "[/SP]", "count": 1, "step": "labels", "examples": [{"source": "[bug]", "detail": ":car:"}]}
+    ledger = {
+        "parts": {"train": 1}, "rows_in": 2, "rows_kept": 1, "dropped": [entry], "personal": {}, "num_leaks": 1,
+    }  # fmt: skip
+    screen.print_ledger(ledger, tmp_path / "[bug]")
+    out = capsys.readouterr().out
+    assert "[/a].txt line 1" in out and "text: [bug] :car:" in out
+    assert "[/SP]" in out and "[bug]: :car:" in out and f"records: {tmp_path / '[bug]' / 'records'}" in out
+    assert "1 training rows stand in test rows" in out
+
+
+def arm(accuracy: float) -> dict:
+    return {"accuracy": accuracy, "low": 0.1, "high": 0.9, "macro_f1": 0.5, "seconds_per_row": 0.1,
+            "cost_per_1000": 0.1, "n": 9, "as_scored": None}  # fmt: skip
+
+
+def test_a_result_is_shown_as_it_is_with_a_command_that_can_be_pasted(capsys):
+    result = {"name": "mine", "confidence": 0.95, "currency": "[/EUR]", "arms": {"tuned": arm(0.5)},
+              "verdict": "[bug] is gone", "training": {}}  # fmt: skip
+    screen.print_result(result, Path("dé ir/out ß"))
+    out = capsys.readouterr().out
+    assert "[/EUR] / 1,000" in out and "[bug] is gone" in out
+    assert "Use it:  luthier predict 'dé ir/out ß' --text \"...\"\n" in out
+
+
+def test_stages_end_with_a_command_that_can_be_pasted(capsys):
+    stage = {"name": "sft", "primary_metric": "loss", "figures": {"loss": {
+        "before": {"value": 1.0}, "after": {"value": 0.5}, "change": {"value": -0.5, "low": -0.6, "high": -0.4}, "n": 9,
+    }}}  # fmt: skip
+    result = {
+        "name": "mine",
+        "confidence": 0.95,
+        "stages": [stage],
+        "verdict": "[bug]",
+        "adapter": "[/a]",
+        "writes": ["sft"],
+    }
+    screen.print_stages(result, Path("o'ut"))
+    out = capsys.readouterr().out
+    assert "[bug]" in out and "Adapter: [/a]" in out and """luthier answer 'o'"'"'ut' --text "..."\n""" in out
+
+
+def test_a_sweep_shows_lists_as_they_are_and_a_command_that_can_be_pasted(capsys, monkeypatch):
+    monkeypatch.setattr("luthier.report.sweep_page.verdict", lambda result: {"sentence": "[bug]"})
+    path, targets = "tune.adapter.targets", "[q_proj, v_proj]"
+    trial = {"number": 0, "state": "complete", "value": 0.5, "values": {path: targets}}
+    result = {"name": "mine", "kind": "run", "space": {path: {}}, "metric": {"name": "loss", "higher_is_better": False},
+              "trials": [trial], "counts": {"complete": 1}, "final": None,
+              "best": {"number": 0, "recipe": "a b/best.yaml"}}  # fmt: skip
+    print_sweep(result, Path("out"))
+    out = capsys.readouterr().out
+    assert targets in out and "[bug]" in out and "Run it: luthier run 'a b/best.yaml'\n" in out
+
+
+def test_bars_and_notes_are_shown_as_they_are():
+    """A terminal, into a text."""
+    shown = io.StringIO()
+    console = screen.plain_console(file=shown, force_terminal=True, color_system=None, width=200)
+    with screen.progress(console) as bars:
+        live = screen.Live(bars)
+        live.begin("[bug]")
+        live.update(1, 2, "[/SP]")
+        bars.refresh()
+        live.end("[bug]", False, "[/SP] :car:")
+        live.say("[/a].txt [bug]")
+    lines = shown.getvalue()
+    assert "[bug]" in lines and "[/SP] :car:" in lines and "[/a].txt [bug]" in lines

@@ -89,6 +89,61 @@ def test_a_folder_without_some_weights_is_refused(home, tmp_path):
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("name", ["~no-such-user/model", "~no-such-user"])
+def test_the_home_of_an_unknown_user_is_no_model(name, home):
+    assert told(name).startswith(f'model "{name}" is neither a starter (smollm2-135m-instruct), nor a hub id')
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "owner/" + "x" * 300])
+def test_a_name_that_no_file_system_takes_is_said(name, home):
+    home.mkdir(parents=True)
+    assert told(name) == (
+        f'model "{name}": cannot be looked for (File name too long). Give a starter (smollm2-135m-instruct), a hub id '
+        "(owner/name), a folder or a GGUF file."
+    )
+
+
+def described(folder) -> str:
+    with pytest.raises(ModelError) as caught:
+        describe_model(str(folder))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["", "{", "{}", "[]", "null", '{"model_type": "mystery"}', '{"model_type": 3}'])
+def test_a_model_whose_configuration_cannot_be_read_is_not_described(config, home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "config.json").write_text(config)
+    text = described(folder)
+    assert text.startswith(f"model {folder}: its configuration cannot be used (")
+    assert text.endswith(f"Mend {folder / 'config.json'}, fetch the model again, or give another one.")
+
+
+def test_a_model_without_whole_weights_is_not_described(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    assert describe_model(str(folder))["weights_bytes"] == weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert described(folder).startswith(f"model {folder}: {weights} is damaged (")
+    weights.unlink()
+    assert described(folder) == (
+        f"model {folder}: there is no {weights}. Weights are read from safetensors alone, never from pickled files. "
+        "Fetch the model again, or give another one."
+    )
+
+
+def test_a_model_without_all_its_shards_is_not_described(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1 and describe_model(str(folder))["family"] == "llama"
+    shards[-1].unlink()
+    assert f"there is no {shards[-1]}." in described(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text("[]")
+    assert described(folder).startswith(f"model {folder}: {index} does not name the files of the weights.")
+
+
 def test_pickled_weights_are_not_read(home, tmp_path):
     folder = tiny_folder(tmp_path / "model")
     torch.save(load_model(str(folder)).model.state_dict(), folder / "pytorch_model.bin")

@@ -113,6 +113,19 @@ def test_shots_stand_as_earlier_turns_and_the_instruction_in_the_first_only():
     assert own[1] == prompt_with().with_(shots=(("law", "POLITICS"),)).encode(["vote"])[0]
 
 
+@pytest.mark.parametrize(
+    ("label", "answer"),
+    [
+        ("WOMEN'S HEALTH", "Women's Health"), ("WOMEN’S_HEALTH", "Women’s Health"), ("DON'T_KNOW", "Don't Know"),
+        ("WE'RE_OPEN", "We're Open"), ("3RD_PARTY", "3rd Party"), ("21ST_CENTURY", "21st Century"),
+        ("1990S_MUSIC", "1990s Music"), ("O'BRIEN", "O'Brien"), ("L'ORÉAL", "L'Oréal"), ("3D_PRINTING", "3D Printing"),
+        ("5G_NETWORKS", "5G Networks"), ("SCI-FI", "Sci-Fi"), ("ARTS/CULTURE", "Arts/Culture"), ("R&D_WORK", "R&D Work"),
+    ],
+)  # fmt: skip
+def test_words_begin_with_a_capital_and_go_on_small(label, answer):
+    assert worded(label) == answer and fold_label(answer) == fold_label(label)
+
+
 def test_labels_are_worded_or_left_as_they_are():
     assert [worded(label) for label in ("SPORTS", "ARTS_AND_CULTURE", "US", "U.S. NEWS", "iPhone", "world news")] == [
         "Sports", "Arts And Culture", "US", "U.S. News", "iPhone", "world news",

@@ -1,12 +1,16 @@
 """The recipe: strict, complete in its complaints, and quick to read."""
 
+import datetime
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import RecipeError
-from luthier.recipe import ALL_ARMS, Recipe, dump_recipe, fold_label, load_recipe, parse_recipe
+from luthier.recipe import ALL_ARMS, Recipe, dump_recipe, fold_label, load_recipe, parse_corpus, parse_recipe
+from luthier.recipe.base import sections_of
+from luthier.recipe.reading import read_values
 
 GOOD = {"task": {"labels": ["SPORTS", "POLITICS"]}, "data": {"train": "rows.jsonl"}}
 
@@ -96,11 +100,147 @@ def test_all_rules_across_fields_are_said_at_once():
     assert len(found) == 4 and "arms: a name stands twice." in found
 
 
+def test_rules_across_fields_are_said_beside_problems_of_single_fields():
+    """Of every section that has no problem of its own."""
+    found = problems(with_(sed=1, task={"labels": ["A", "a"]}, arms=["tfidf", "tfidf"], tune={"epochs": 0}))
+    assert found == [
+        "tune.epochs: input should be greater than 0 (got 0).",
+        'sed: unknown key. Did you mean "seed"?',
+        'task.labels: "a" and "A" are the same label once spelling is folded.',
+        "arms: a name stands twice.",
+    ]
+    assert len(problems({"task": {"labels": ["A"]}, "data": {}, "seed": -1})) == 3, "labels, seed, and no rows"
+    broken = {"inputs": [{"path": "a.txt"}], "seed": -1, "template": {"layout": "own"}}
+    with pytest.raises(RecipeError) as caught:
+        parse_corpus(broken, "corpus")
+    assert caught.value.problems == [
+        "seed: input should be greater than or equal to 0 (got -1).",
+        "template.prompt: layout own needs a template.",
+    ]
+
+
+def test_rules_of_sound_stages_are_said_beside_problems_of_others():
+    from luthier.recipe.stages import parse_stages
+
+    rows = {"train": "a.jsonl"}
+    stages = [
+        {"method": "sft", "data": rows, "start": "merge"},
+        {"method": "dpoo", "data": rows},
+        {"name": "sft", "method": "sft", "data": rows},
+    ]
+    with pytest.raises(RecipeError) as caught:
+        parse_stages({"sed": 1, "stages": stages})
+    method, key, twice, start = caught.value.problems
+    assert method.startswith("stages.1.method: there is no 'dpoo'") and key.startswith("sed: unknown key.")
+    assert twice == 'stages: the name "sft" stands twice. Give each stage a name of its own.'
+    assert start == "stages.0.start: the first stage has nothing to merge; leave it at stack."
+    with pytest.raises(RecipeError) as caught:
+        parse_stages({"sed": 1})
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "problem"),
+    [
+        (True, '(got True). YAML reads yes, on, true as true; put a word in quotes: "yes".'),
+        (False, '(got False). YAML reads no, off, false as false; put a word in quotes: "no".'),
+        (1, '(got 1). YAML reads it as a number; put a text in quotes: "1".'),
+        (datetime.date(2024, 5, 1), 'YAML reads it as a date; put a text in quotes: "2024-05-01".'),
+        (None, '(got None). YAML reads null and ~ as nothing; put a word in quotes: "null".'),
+    ],
+)
+def test_labels_that_yaml_reads_as_something_else_are_explained(label, problem):
+    (found,) = problems(with_(task={"labels": [label, "OTHER"]}))
+    assert found.startswith("task.labels.0: input should be a valid string ") and found.endswith(problem)
+
+
+def test_words_without_quotes_are_explained_where_they_are_chosen_from_a_list():
+    with pytest.raises(RecipeError) as caught:
+        parse_corpus({"inputs": [{"path": "a.txt"}], "steps": {"personal": {"action": False}}}, "corpus")
+    assert caught.value.problems == [
+        "steps.personal.action: 'False' is not allowed; use 'off', 'report', 'mask', 'pseudonym' or 'drop'. "
+        'YAML reads no, off, false as false; put a word in quotes: "off".'
+    ]
+    (found,) = problems(with_(data={"class_prior": {True: 0.5, "POLITICS": 0.5}}))
+    assert found.startswith("data.class_prior: a label is a text; put words such as yes, no and null in quotes (got ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("cost.machine_per_hour", ".inf"), ("tune.epochs", ".inf"), ("tune.learning_rate", ".nan"),
+     ("tune.clip_norm", ".inf"), ("tune.adapter.alpha", "-.inf"), ("judge.minimum_gain", ".nan"),
+     ("tune.weight_decay", "inf")],
+)  # fmt: skip
+def test_numbers_are_finite(path, value, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, GOOD), [f"{path}={value}"])
+    (found,) = caught.value.problems
+    assert found.startswith(f"{path}: input should be ")
+    assert "finite number" in found or "greater than" in found or "less than" in found
+
+
+def test_no_number_of_any_section_may_be_infinite():
+    """Sections of a recipe of both kinds, and all that lies in them."""
+    from luthier.recipe.stages import TrainRecipe
+
+    seen, waiting = set(), [Recipe, TrainRecipe]
+    while waiting:
+        part = waiting.pop()
+        if part in seen:
+            continue
+        seen.add(part)
+        assert part.model_config["allow_inf_nan"] is False, part
+        waiting += [inner for field in part.model_fields.values() for inner in sections_of(field.annotation)]
+    assert len(seen) > 50
+
+
+def test_choices_of_a_sweep_are_finite():
+    (found,) = problems(with_(sweep={"space": {"tune.epochs": [1.0, float("inf")]}}))
+    assert "sweep.space.tune.epochs: value error, choices must be finite numbers" in found
+
+
+@pytest.mark.parametrize("seed", [2**32, 10**28, -1])
+def test_a_seed_is_one_that_every_library_takes(seed):
+    from luthier.recipe.stages import parse_stages
+
+    said = "seed: input should be " + ("greater than or equal to 0" if seed < 0 else "less than or equal to 4294967295")
+    assert problems(with_(seed=seed)) == [f"{said} (got {seed})."]
+    inputs = [{"path": "a.txt"}]
+    (found,) = problems(with_(data={"synthetic": {"seed": seed}}))
+    assert found == f"data.synthetic.{said} (got {seed})."
+    for parse, values in (
+        (parse_corpus, {"inputs": inputs}),
+        (parse_stages, {"stages": [{"method": "sft", "data": {"train": "a"}}]}),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            parse({**values, "seed": seed}, "recipe")
+        assert caught.value.problems == [f"{said} (got {seed})."]
+    assert parse_recipe(with_(seed=2**32 - 1)).seed == 2**32 - 1
+
+
 def test_paths_are_relative_to_the_recipe(tmp_path):
     recipe = load_recipe(written(tmp_path, with_(data={"test": "held/out.csv"})))
     assert recipe.data.train == str(tmp_path / "rows.jsonl") and recipe.data.test == str(tmp_path / "held" / "out.csv")
     absolute = load_recipe(written(tmp_path, with_(data={"train": "/data/rows.csv"})))
     assert absolute.data.train == "/data/rows.csv"
+
+
+def test_a_models_folder_is_found_beside_the_recipe_first(tmp_path, monkeypatch):
+    (tmp_path / "there" / "tuned").mkdir(parents=True)
+    (tmp_path / "there" / "tuned" / "config.json").write_text("{}")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "small.gguf").write_text("")
+    monkeypatch.chdir(tmp_path / "here")
+    for name, found in (
+        ("tuned", str(tmp_path / "there" / "tuned")),
+        ("small.gguf", str(tmp_path / "here" / "small.gguf")),
+        ("owner/name", "owner/name"),
+        ("x" * 300, "x" * 300),
+    ):
+        path = tmp_path / "there" / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"model": name}))
+        assert read_values(path, [])[0]["model"] == found
+        assert read_values(path, ["model=small.gguf"])[0]["model"] == str(tmp_path / "here" / "small.gguf")
 
 
 def test_overrides_speak_yaml_and_their_paths_are_relative_to_here(tmp_path, monkeypatch):
@@ -273,3 +413,86 @@ def test_an_alias_inside_itself_is_refused(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(written(tmp_path, "task: &task {labels: [A, B], again: *task}"))
     assert caught.value.problems == ["an alias (*name) stands inside what it names (&name). Write it out."]
+
+
+TWICE = """\
+task: {labels: [A, B]}
+data:
+  train: rows.txt
+tune:
+  epochs: 1
+seed: 1
+tune:
+  batch_size: 4
+  "batch_size": 8
+"""
+SAID_TWICE = [
+    'the key "batch_size" stands on line 8 and on line 9, and one of them would be lost. Keep one.',
+    'the key "tune" stands on line 4 and on line 7, and one of them would be lost. Keep one.',
+]
+
+
+def loaders():
+    """Everything that reads a recipe file."""
+    from luthier.recipe import load_corpus
+    from luthier.recipe.space import load_any
+    from luthier.recipe.stages import load_stages
+    from luthier.synthetic.settings import load_synthetic
+
+    return [load_recipe, load_corpus, load_any, load_stages, load_synthetic]
+
+
+@pytest.mark.parametrize("load", loaders(), ids=lambda load: load.__name__)
+def test_a_key_that_stands_twice_is_refused_wherever_recipes_are_read(load, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load(written(tmp_path, TWICE))
+    assert caught.value.problems[:2] == SAID_TWICE
+
+
+def test_keys_that_stand_twice_are_said_with_all_other_problems(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            written(tmp_path, TWICE + "sed: 2\nyes: 1\ntrue: 2\n"), ["task.aliases={a: A, a: B}", "tune.epochs=0"]
+        )
+    assert [problem for problem in caught.value.problems if "would be lost" in problem] == [
+        *SAID_TWICE,
+        'the key "true" stands on line 11 and on line 12, and one of them would be lost. Keep one.',
+        '--set task.aliases: the key "a" stands twice on line 1, and one of them would be lost. Keep one.',
+    ]
+    assert any(problem.startswith("sed: unknown key") for problem in caught.value.problems)
+    assert any(problem.startswith("tune.epochs: ") for problem in caught.value.problems)
+
+
+def test_merged_keys_may_be_overridden(tmp_path):
+    from luthier.recipe.stages import load_stages
+
+    path = written(
+        tmp_path,
+        "stages:\n"
+        "- {name: one, method: sft, data: &rows {train: a.jsonl, max_rows: 3}, tune: &tune {epochs: 2, batch_size: 8}}\n"
+        "- {name: two, method: sft, data: *rows, tune: &more {<<: *tune, epochs: 3}}\n"
+        "- {name: three, method: sft, data: {<<: *rows, max_rows: 5}, tune: {<<: [*more, *tune], batch_size: 4}}\n",
+    )
+    stages = load_stages(path).stages
+    assert [(stage.tune.epochs, stage.tune.batch_size) for stage in stages] == [(2.0, 8), (3.0, 8), (3.0, 4)]
+    assert [stage.rows.max_rows for stage in stages] == [3, 3, 5]
+
+
+def test_values_that_are_not_what_they_look_like_are_refused(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, "name: 2024-13-45"))
+    assert caught.value.problems == ["is not valid YAML: month must be in 1..12"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written(tmp_path, GOOD), ["task=&task [*task]"])
+    assert caught.value.problems[0] == (
+        "--set task: an alias (*name) stands inside what it names (&name). Write it out."
+    )
+
+
+def test_a_path_of_an_unknown_user_is_a_plain_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    path = written(folder, with_(data={"train": "~no-such-user/rows.txt"}))
+    assert load_recipe(path).data.train == str(folder / "~no-such-user" / "rows.txt")
+    assert load_recipe(path, ["data.train=~no-such-user/a.txt"]).data.train == str(tmp_path / "~no-such-user/a.txt")

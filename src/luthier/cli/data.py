@@ -178,12 +178,20 @@ def peek_command(
 ) -> None:
     """Of a recipe: ledger, labels, lengths, rows with trained and untrained tokens. Of files: the first records."""
     if is_recipe(sources) and not prepares(sources[0]):
-        from luthier.cli.screen import Plain, print_peek
+        from luthier.cli.screen import Plain, print_peek, print_peek_stages
         from luthier.peek import peek
         from luthier.pipeline import Pipeline
-        from luthier.recipe import load_recipe
+        from luthier.recipe.space import load_any
+        from luthier.recipe.stages import TrainRecipe
 
-        pipeline = Pipeline(load_recipe(sources[0], overrides or []), Path(), Plain(quiet=as_json))
+        recipe, listener = load_any(sources[0], overrides or []), Plain(quiet=as_json)
+        if isinstance(recipe, TrainRecipe):
+            from luthier.stages.peeking import peek_stages
+
+            stages = peek_stages(recipe, rows, listener)
+            typer.echo(json.dumps(stages, ensure_ascii=False)) if as_json else print_peek_stages(stages)
+            return
+        pipeline = Pipeline(recipe, Path(), listener)
         found = peek(pipeline.recipe, pipeline.tuned_prompt, pipeline.prepared, rows, pipeline.model.context_tokens)
         typer.echo(json.dumps(found, ensure_ascii=False)) if as_json else print_peek(found)
         return

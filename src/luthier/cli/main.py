@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -108,7 +109,14 @@ def predict_command(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False),
+        typer.Option(
+            help="File of texts: one a line, or a column of a .jsonl, .csv or .tsv; - reads standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column of a .jsonl, .csv or .tsv --file; by default text.", show_default=False),
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="Which stage to ask; by default the last with a head.", show_default=False)
@@ -129,7 +137,7 @@ def predict_command(
     from luthier.cli.texts import read_texts
     from luthier.predictor import is_of_stages, load
 
-    texts = read_texts(text or [], file)
+    texts = read_texts(text or [], file, column=column)
     if is_of_stages(run_folder):
         if class_prior is not None:
             raise RunError(f"{run_folder}: --class-prior is for runs of `luthier run`, this is one of stages.")
@@ -204,7 +212,15 @@ def answer_command(
         list[str] | None, typer.Option(help="A text to answer. May be given again.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="File of texts, one a line; - reads standard input.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="File of texts: one a line, or a column of a .jsonl, .csv or .tsv; - reads standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column of a .jsonl, .csv or .tsv --file; by default text.", show_default=False),
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="Which stage to ask; by default the last.", show_default=False)
@@ -220,7 +236,7 @@ def answer_command(
     """Let the model that `luthier train` left answer texts, asked as it was trained."""
     from luthier.cli.texts import read_texts
 
-    texts = read_texts(text or [], file, "answer")
+    texts = read_texts(text or [], file, "answer", column)
     from luthier.generation.sampling import Sampling
     from luthier.stages import load
 
@@ -335,8 +351,17 @@ def main() -> None:
             sys.exit(128 + (received or [signal.SIGINT])[0])
         raise
     except LuthierError as error:
-        typer.echo(f"Error: {error}" if is_first() else f"Error in process {rank()}: {error}", err=True)
-        sys.exit(1)
+        fail(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        fail(f"{error.filename}: a name in this path is too long for the file system. Give a shorter one.")
+
+
+def fail(told: object) -> NoReturn:
+    """End with an error that the user can mend."""
+    typer.echo(f"Error: {told}" if is_first() else f"Error in process {rank()}: {told}", err=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

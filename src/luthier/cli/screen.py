@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -35,22 +35,32 @@ PLAIN_EVERY_SECONDS = 15.0
 @contextlib.contextmanager
 def screen(quiet: bool) -> Iterator[Listener]:
     """A live screen on a terminal, plain lines elsewhere; all of it on standard error."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     quiet = quiet or not is_first()
     if quiet or not console.is_terminal:
         yield Plain(quiet)
         return
-    columns = (
-        TextColumn("{task.description}"),
+    with progress(console) as bars:
+        yield Live(bars)
+
+
+def progress(console: Console) -> Progress:
+    """The bars of a live screen."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
+        console=console,
     )
-    with Progress(*columns, console=console) as bars:
-        yield Live(bars)
+
+
+def plain_console(**settings: Any) -> Console:
+    """A console that prints texts as they are: those of users may look like markup or emoji codes."""
+    return Console(markup=False, emoji=False, **settings)
 
 
 class Live:
@@ -83,11 +93,11 @@ class Live:
         if self.task is not None:
             self.bars.remove_task(self.task)
             self.task = None
-        self.bars.console.print(escape(end_line(stage, self.stages, cached, note, time.monotonic() - self.started)))
+        self.bars.console.print(end_line(stage, self.stages, cached, note, time.monotonic() - self.started))
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self.bars.console.print(f"[yellow]note[/] {escape(text)}")
+        self.bars.console.print(Text.assemble(("note", "yellow"), f" {text}"))
 
 
 class Pace:
@@ -176,7 +186,7 @@ def clock(seconds: float) -> str:
 
 def print_result(result: dict[str, Any], folder: Path) -> None:
     """The table of arms, the verdict, and where the page is."""
-    console = Console()
+    console = plain_console(highlight=False)
     level = f"{result['confidence']:.0%}"
     table = Table(
         "way",
@@ -201,14 +211,14 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
             style="bold" if name == "tuned" else None,
         )
     count = next(iter(result["arms"].values()))["n"]
-    console.print(f"\n{result['name']}: {count} held-out rows\n", highlight=False)
+    console.print(f"\n{result['name']}: {count} held-out rows\n")
     console.print(table)
-    console.print(f"\n{result['verdict']}\n", highlight=False, markup=False)
+    console.print(f"\n{result['verdict']}\n")
     if told := weighed(result):
-        console.print(f"{told}\n", highlight=False, markup=False)
-    console.print(f"Page:    {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{told}\n")
+    console.print(f"Page:    {folder / 'report.html'}", soft_wrap=True)
     if result["training"] is not None:
-        console.print(f'Use it:  luthier predict {folder} --text "..."', highlight=False, markup=False, soft_wrap=True)
+        console.print(f'Use it:  luthier predict {shlex.quote(str(folder))} --text "..."', soft_wrap=True)
 
 
 def weighed(result: dict[str, Any]) -> str:
@@ -225,7 +235,7 @@ def weighed(result: dict[str, Any]) -> str:
 
 def print_stages(result: dict[str, Any], folder: Path) -> None:
     """Each stage's deciding figure before and after, the last verdict, and where the adapter is."""
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     level = f"{result['confidence']:.0%}"
     table = Table("stage", "figure", "before", "after", "change", f"{level} interval", "rows", box=None, pad_edge=False)
     for column in table.columns[2:]:
@@ -242,11 +252,11 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
         )
     console.print(f"\n{result['name']}\n")
     console.print(table)
-    console.print(f"\n{result['verdict']}\n", markup=False)
-    console.print(f"Page:    {folder / 'report.html'}", markup=False, soft_wrap=True)
-    console.print(f"Adapter: {result['adapter']}", markup=False, soft_wrap=True)
+    console.print(f"\n{result['verdict']}\n")
+    console.print(f"Page:    {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"Adapter: {result['adapter']}", soft_wrap=True)
     if result["stages"][-1]["name"] in result["writes"]:
-        console.print(f'Ask it:  luthier answer {folder} --text "..."', markup=False, soft_wrap=True)
+        console.print(f'Ask it:  luthier answer {shlex.quote(str(folder))} --text "..."', soft_wrap=True)
 
 
 def deciding_figures(stages: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -265,19 +275,8 @@ def measured(value: float | None, sign: str = "") -> str:
 
 def print_peek(found: dict[str, Any]) -> None:
     """Ledger, labels, lengths, rows."""
-    console = Console(highlight=False)
-    ledger = found["ledger"]
-    for split, count in ledger["rows_in"].items():
-        reasons = ", ".join(f"{reason} {number}" for reason, number in ledger["reasons"][split].items())
-        console.print(
-            f"{split}: {count} rows in, {ledger['kept'].get(split, 0)} kept"
-            + (f"; dropped: {reasons}" if reasons else "")
-        )
-    for row in ledger["examples"]:
-        console.print(f"  dropped {row['source']}: {row['reason']}. {row['detail']}", markup=False, style="dim")
-    for note in ledger["notes"]:
-        console.print(f"note: {note}", markup=False)
-    console.print()
+    console = plain_console(highlight=False)
+    print_rows_ledger(console, found["ledger"])
     names = list(found["labels"])
     table = Table("label", *names, box=None, pad_edge=False)
     for label in found["labels"]["train"]:
@@ -289,19 +288,61 @@ def print_peek(found: dict[str, Any]) -> None:
         f"95 % {lengths['p95']}, longest {lengths['p100']}\n"
     )
     for row in found["rows"]:
-        console.print(f"{row['source']} ({row['label']})", style="bold", markup=False)
-        text = Text()
-        for part in row["parts"]:
-            text.append(part["text"], style="black on green" if part["trained"] else "dim")
-        console.print(text)
+        console.print(f"{row['source']} ({row['label']})", style="bold")
+        console.print(marked_text(row["parts"]))
         console.print()
-    trained = "the class head's answer" if found["method"] == "head" else "trained tokens"
+    print_legend(console, "the class head's answer" if found["method"] == "head" else "trained tokens")
+
+
+def print_peek_stages(found: list[dict[str, Any]]) -> None:
+    """The same of each stage, or task of one."""
+    console = plain_console(highlight=False)
+    for stage in found:
+        console.print(f"{stage['stage']}: {stage['method']}", style="bold")
+        print_rows_ledger(console, stage["ledger"])
+        lengths, counts = stage["tokens"], ", ".join(f"{count:,} {name}" for name, count in stage["examples"].items())
+        console.print(
+            f"examples: {counts}; tokens: shortest {lengths['p0']}, median {lengths['p50']}, 95 % {lengths['p95']}, "
+            f"longest {lengths['p100']}; {stage['trained_tokens']:,} trained in an epoch\n"
+        )
+        for row in stage["rows"]:
+            for runs in row["sequences"]:
+                console.print(marked_text(runs))
+                console.print()
+    print_legend(console, "trained tokens, or what a head reads")
+
+
+def print_rows_ledger(console: Console, ledger: dict[str, Any]) -> None:
+    """Rows in and kept, the dropped ones by reason with some of them, notes."""
+    for split, count in ledger["rows_in"].items():
+        reasons = ", ".join(f"{reason} {number}" for reason, number in ledger["reasons"][split].items())
+        console.print(
+            f"{split}: {count} rows in, {ledger['kept'].get(split, 0)} kept"
+            + (f"; dropped: {reasons}" if reasons else "")
+        )
+    for row in ledger["examples"]:
+        console.print(f"  dropped {row['source']}: {row['reason']}. {row['detail']}", style="dim")
+    for note in ledger["notes"]:
+        console.print(f"note: {note}")
+    console.print()
+
+
+def marked_text(parts: list[dict[str, Any]]) -> Text:
+    """Runs of text, those that are trained on marked."""
+    text = Text()
+    for part in parts:
+        text.append(part["text"], style="black on green" if part["trained"] else "dim")
+    return text
+
+
+def print_legend(console: Console, trained: str) -> None:
+    """What the two colours mean."""
     console.print(Text.assemble(("grey", "dim"), " = read only, ", ("green", "black on green"), f" = {trained}"))
 
 
 def print_ledger(ledger: dict[str, Any], out: Path) -> None:
     """What became of the rows of a corpus."""
-    console = Console()
+    console = plain_console()
     parts = ", ".join(f"{count:,} {part}" for part, count in ledger["parts"].items())
     console.print(f"{ledger['rows_in']:,} rows in, {ledger['rows_kept']:,} kept ({parts})")
     if ledger["dropped"]:
@@ -309,23 +350,23 @@ def print_ledger(ledger: dict[str, Any], out: Path) -> None:
         for entry in ledger["dropped"]:
             example = entry["examples"][0] if entry["examples"] else None
             shown = "" if example is None else f"{example['source']}: {example['detail']}"
-            table.add_row(entry["reason"], f"{entry['count']:,}", entry["step"], escape(shown))
+            table.add_row(entry["reason"], f"{entry['count']:,}", entry["step"], shown)
         console.print(table)
     if ledger["personal"]:
         found = ", ".join(f"{kind} {entry['count']:,}" for kind, entry in ledger["personal"].items())
         console.print(f"personal data: {found}")
     if ledger["num_leaks"]:
-        console.print(f"[yellow]{ledger['num_leaks']:,} training rows stand in test rows or known benchmarks[/]")
+        console.print(f"{ledger['num_leaks']:,} training rows stand in test rows or known benchmarks", style="yellow")
     page = out / "data.html"
     console.print(f"records: {out / 'records'}" + (f"\npage:    {page}" if page.is_file() else ""), soft_wrap=True)
 
 
 def print_records(records: list[dict[str, Any]]) -> None:
     """Records as they were read."""
-    console = Console()
+    console = plain_console()
     for record in records:
         source = record["source"]
-        console.print(f"[bold]{escape(record['kind'])}[/]  {escape(source['file'])} line {source['line']}")
+        console.print(Text.assemble((record["kind"], "bold"), f"  {source['file']} line {source['line']}"))
         for name, value in record.items():
             if name not in ("kind", "source") and value not in (None, ""):
-                console.print(f"  {name}: {escape(str(value))}", soft_wrap=True)
+                console.print(f"  {name}: {value}", soft_wrap=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from luthier.cli.options import Json, Overrides
@@ -74,9 +74,10 @@ def space_text(told: dict[str, Any]) -> str:
 
 def print_sweep(result: dict[str, Any], folder: Path) -> None:
     """The best trials, the best against the recipe as it stands, and where everything is."""
+    from luthier.cli.screen import plain_console
     from luthier.report.sweep_page import ranked, short_names, value_words, verdict
 
-    console = Console(highlight=False)
+    console = plain_console(highlight=False)
     names = short_names(list(result["space"]))
     table = Table("trial", result["metric"]["name"].replace("_", " "), *names.values(), box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -88,10 +89,10 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
     counts = ", ".join(f"{number} {state}" for state, number in result["counts"].items() if number)
     console.print(f"\n{result['name']}: {counts}\n")
     console.print(table)
-    console.print(f"\n{verdict(result)['sentence']}\n", markup=False)
+    console.print(f"\n{verdict(result)['sentence']}\n")
     if result["final"]:
-        console.print(f"Held-out rows: {result['final']['verdict']}\n", markup=False)
-    console.print(f"Page:   {folder / 'sweep.html'}", markup=False, soft_wrap=True)
-    console.print(f"Recipe: {result['best']['recipe']}", markup=False, soft_wrap=True)
+        console.print(f"Held-out rows: {result['final']['verdict']}\n")
+    console.print(f"Page:   {folder / 'sweep.html'}", soft_wrap=True)
+    console.print(f"Recipe: {result['best']['recipe']}", soft_wrap=True)
     if not result["final"]:
-        console.print(f"Run it: luthier {result['kind']} {result['best']['recipe']}", markup=False, soft_wrap=True)
+        console.print(f"Run it: luthier {result['kind']} {shlex.quote(result['best']['recipe'])}", soft_wrap=True)

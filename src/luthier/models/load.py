@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
@@ -177,12 +179,24 @@ def refuse_incomplete(what: str, found: dict[str, Any]) -> None:
 
 
 def describe_model(name: str) -> dict[str, Any]:
-    """What `luthier models show` prints: configuration only, no weights are loaded."""
+    """What `luthier models show` prints: configuration only, no weights are loaded.
+
+    Raises:
+        ModelError: there is no such model, or configuration, tokenizer or weight files are not whole.
+    """
     from luthier.forest.forward import PROVEN_FAMILIES
 
     folder = find_model(name)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        told = first_line(error).rstrip(".")
+        raise ModelError(
+            f"model {name}: its configuration cannot be used ({told}). Mend {folder / 'config.json'}, fetch the model "
+            "again, or give another one."
+        ) from error
     tokenizer = load_tokenizer(folder)
+    refuse_damaged(name, folder)
     files = sorted(folder.glob("*.safetensors"))
     return {
         "name": name,
@@ -197,6 +211,37 @@ def describe_model(name: str) -> dict[str, Any]:
         "weights_bytes": sum(file.stat().st_size for file in files),
         "sha256": folder_hash(folder),
     }
+
+
+def refuse_damaged(name: str, folder: Path) -> None:
+    """ModelError where a file of weights is missing or cut short, by the files' headers alone."""
+    again = "Fetch the model again, or give another one."
+    for file in weight_files(name, folder):
+        if not file.is_file():
+            raise ModelError(
+                f"model {name}: there is no {file}. Weights are read from safetensors alone, never from pickled files. "
+                + again
+            )
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"model {name}: {file} is damaged ({first_line(error)}). {again}") from error
+
+
+def weight_files(name: str, folder: Path) -> list[Path]:
+    """The files that a model's weights are in: one, or those that an index names."""
+    whole = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"model {name}: {index} does not name the files of the weights. Fetch the model again, or give another one."
+        ) from error
+    return [folder / str(file) for file in names]
 
 
 def folder_hash(folder: Path) -> str:

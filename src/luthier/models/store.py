@@ -17,6 +17,7 @@ from pathlib import Path
 
 from luthier.errors import ModelError, did_you_mean
 from luthier.files import cache_folder, new_folder, sha256
+from luthier.recipe.reading import expanded
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,21 @@ def cached(name: str) -> Path | None:
 
 def find_model(name: str) -> Path:
     """The folder of a model, fetched or converted first where needed. ModelError says what can be done."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = expanded(name)
+    try:
+        is_folder, is_file, in_cache = path.is_dir(), path.is_file(), cached(name)
+    except OSError as error:
+        raise ModelError(
+            f'model "{name}": cannot be looked for ({error.strerror}). Give a starter ({", ".join(STARTERS)}), '
+            "a hub id (owner/name), a folder or a GGUF file."
+        ) from error
+    if is_folder:
         if not (path / "config.json").is_file():
             raise ModelError(f"model {name}: the folder has no config.json; give a transformers model folder.")
         return path
-    if path.is_file() or name.endswith(".gguf"):
+    if is_file or name.endswith(".gguf"):
         return convert_gguf_file(path)
-    return cached(name) or pull_model(name)
+    return in_cache or pull_model(name)
 
 
 def pull_model(name: str) -> Path:

@@ -19,6 +19,8 @@ from luthier.recipe import Task, fold_label
 from luthier.records import Outcome
 
 Shot = tuple[str, str]  # text, label
+# What stays small in a word that begins with a capital: the end of WOMEN'S and WE'RE, of 3RD and of 90S.
+SMALL_ENDS = re.compile(r"(?<=\w['’])(?:S|T|D|M|Re|Ve|Ll)\b|(?<=\d)(?:St|Nd|Rd|Th)\b|(?<=0)S\b")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Encoded:
 def worded(label: str) -> str:
     """MEDIA_AND_ARTS -> Media And Arts: words that a tokenizer knows, instead of letters."""
     spaced = label.replace("_", " ").strip()
-    return spaced.title() if spaced.isupper() and any(len(word) > 3 for word in spaced.split()) else spaced
+    if not (spaced.isupper() and any(len(word) > 3 for word in spaced.split())):
+        return spaced
+    return SMALL_ENDS.sub(lambda found: found[0].lower(), spaced.title())
 
 
 def difference(prompt: str, whole: str) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from luthier.errors import did_you_mean
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # the most that each library behind a run takes; scikit-learn's bound
 
 
 class Part(BaseModel):
-    """Base of every section: frozen, and closed to unknown keys."""
+    """Base of every section: frozen, closed to unknown keys, and its numbers finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Kind(Part):
@@ -42,8 +44,37 @@ def explain(item: Any, root: type[BaseModel]) -> str:
     if item["type"] == "literal_error":
         given = str(item["input"])
         allowed = item["ctx"]["expected"]
-        return f"{location}: {given!r} is not allowed; use {allowed}." + did_you_mean(given, allowed.split("'")[1::2])
-    return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})."
+        names = allowed.split("'")[1::2]
+        hint = unquoted(item["input"], names) if isinstance(item["input"], bool) else did_you_mean(given, names)
+        return f"{location}: {given!r} is not allowed; use {allowed}.{hint}"
+    hint = unquoted(item["input"]) if item["type"] == "string_type" else ""
+    return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r}).{hint}"
+
+
+def unquoted(value: Any, known: Sequence[str] = ()) -> str:
+    """What YAML makes of a text without quotes, with a leading space; empty where that is not the cause."""
+    if isinstance(value, bool):
+        words = ("yes", "on", "true") if value else ("no", "off", "false")
+        meant = next((word for word in words if word in known), words[0])
+        return f' YAML reads {", ".join(words)} as {words[-1]}; put a word in quotes: "{meant}".'
+    if isinstance(value, int | float | date):
+        kind = "date" if isinstance(value, date) else "number"
+        return f' YAML reads it as a {kind}; put a text in quotes: "{value}".'
+    return ' YAML reads null and ~ as nothing; put a word in quotes: "null".' if value is None else ""
+
+
+def sound_sections(part: type[Part], values: Mapping[str, Any], errors: Sequence[Any]) -> dict[str, Any]:
+    """Of plain values with pydantic's `errors`: the sections that have none, for the rules that need no others."""
+    if any(not item["loc"] for item in errors):
+        return {}
+    broken = {item["loc"][0] for item in errors}
+    return {
+        name: TypeAdapter(field.rebuild_annotation()).validate_python(values[name])
+        if name in values
+        else field.get_default(call_default_factory=True)
+        for name, field in part.model_fields.items()
+        if name not in broken
+    }
 
 
 def written(root: type[BaseModel], path: Sequence[str | int]) -> list[str]:

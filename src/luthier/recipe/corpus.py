@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from luthier.recipe.base import Part, Share
+from luthier.recipe.base import Part, Seed, Share
 
 ReadFormat = Literal[
     "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
@@ -193,7 +193,7 @@ class Steps(Part):
 class Corpus(Part):
     """A corpus to prepare: inputs, steps, duplicates, split, contamination, mixture, output."""
 
-    seed: int = Field(0, ge=0, description="Every random choice follows from it.")
+    seed: Seed = Field(0, description="Every random choice follows from it.")
     inputs: list[Input] = Field(min_length=1, description="Where records come from.")
     steps: Steps = Field(default_factory=Steps, description="What is done to each record.")
     duplicates: Duplicates = Field(default_factory=Duplicates, description="Copies and near copies.")

@@ -22,6 +22,8 @@ def known_prior(value: Any) -> Any:
             raise PydanticCustomError(
                 "share", "a share is a number between 0 and 1 ({wrong})", {"wrong": ", ".join(wrong)}
             )
+        if any(label is None or isinstance(label, bool) for label in value):
+            raise PydanticCustomError("label", "a label is a text; put words such as yes, no and null in quotes")
         return {str(label): float(share) for label, share in value.items()}
     if value not in NAMED:
         message = "use train (the shares of the training rows), uniform, or LABEL: SHARE for every label"

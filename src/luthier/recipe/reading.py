@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from luthier.errors import RecipeError
 
 PATH_KEYS = ("data.train", "data.test")
+ALIAS_IN_ITSELF = "an alias (*name) stands inside what it names (&name). Write it out."
 
 
 def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -22,17 +23,56 @@ def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(str(path), [f"cannot be read: {error}"]) from error
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values, twice = read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(str(path), [f"is not valid YAML: {error}"]) from error
-    try:
-        values = without_aliases(values)
     except RecursionError:
-        raise RecipeError(str(path), ["an alias (*name) stands inside what it names (&name). Write it out."]) from None
+        raise RecipeError(str(path), [ALIAS_IN_ITSELF]) from None
     if not isinstance(values, dict):
-        raise RecipeError(str(path), ["must be a mapping with the keys model, task, data, ..."])
-    anchor_paths(values, path.parent.resolve())
-    return values, apply_overrides(values, overrides)
+        raise RecipeError(str(path), [*twice, "must be a mapping with the keys model, task, data, ..."])
+    folder = path.parent.resolve()
+    anchor_paths(values, folder)
+    if isinstance(values.get("model"), str):
+        values["model"] = anchored_model(values["model"], folder, Path.cwd())
+    return values, twice + apply_overrides(values, overrides)
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which notes the keys that stand twice in a mapping: it keeps the last alone."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.twice: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, before merge keys (`<<`) bring others into it."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Hashable, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = self.construct_object(key), key.start_mark.line + 1
+            if not isinstance(name, Hashable):
+                continue
+            if name in lines:
+                where = f"twice on line {line}" if lines[name] == line else f"on line {lines[name]} and on line {line}"
+                self.twice.append(f'the key "{key.value}" stands {where}, and one of them would be lost. Keep one.')
+            lines[name] = line
+        return node
+
+
+def read_yaml(text: str) -> tuple[Any, list[str]]:
+    """The value that a text spells, and the keys that stand twice in it.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is not YAML.
+        RecursionError: an alias stands inside what it names.
+    """
+    loader = Loader(text)
+    try:
+        return without_aliases(loader.get_single_data()), loader.twice
+    finally:
+        loader.dispose()
 
 
 def without_aliases(value: Any) -> Any:
@@ -65,7 +105,7 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> None:
     anchor(corpus.get("mixing"), "replay", folder)
     contamination = corpus.get("contamination")
     if isinstance(contamination, dict) and isinstance(contamination.get("against"), list):
-        contamination["against"] = [str(folder / Path(str(path)).expanduser()) for path in contamination["against"]]
+        contamination["against"] = [str(folder / expanded(str(path))) for path in contamination["against"]]
 
 
 def anchor_stage(section: object, folder: Path) -> None:
@@ -86,15 +126,27 @@ def anchor_stage(section: object, folder: Path) -> None:
 def anchored(item: Any, folder: Path) -> Any:
     """A path, or an input's path, made absolute."""
     if isinstance(item, str):
-        return item if item.startswith("hub:") else str(folder / Path(item).expanduser())
+        return item if item.startswith("hub:") else str(folder / expanded(item))
     anchor(item, "path", folder)
     return item
+
+
+def anchored_model(name: str, *folders: Path) -> str:
+    """A model's folder or file as a path from the root, where there is one under a folder; else the name as it is."""
+    for folder in folders:
+        path = folder / expanded(name)
+        try:
+            if path.is_file() or (path / "config.json").is_file():
+                return str(path)
+        except OSError:
+            return name  # no name of a file: the model's own check says so
+    return name
 
 
 def anchor(section: object, key: str, folder: Path) -> None:
     """Make one path of a section absolute, where it is there."""
     if isinstance(section, dict) and isinstance(section.get(key), str) and not section[key].startswith("hub:"):
-        section[key] = str(folder / Path(section[key]).expanduser())
+        section[key] = str(folder / expanded(section[key]))
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
@@ -113,9 +165,14 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
             problems.append(f'--set {dotted}: "{".".join(parents)}" is not a section.')
             continue
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+            value, twice = read_yaml(text)
+        except (yaml.YAMLError, ValueError):
+            value, twice = text, []
+        except RecursionError:
+            value, twice = None, [ALIAS_IN_ITSELF]
+        problems += [f"--set {dotted}: {problem}" for problem in twice]
+        if dotted == "model" and isinstance(value, str):
+            value = anchored_model(value, Path.cwd())
         if is_path(dotted) and isinstance(value, str | list):
             value = [absolute(item) for item in value] if isinstance(value, list) else absolute(text)
         target[last] = value
@@ -138,4 +195,12 @@ def is_path(dotted: str) -> bool:
 
 def absolute(file: str) -> str:
     """A path from the command line, from the root; a data set of the hub as it is."""
-    return file if file.startswith("hub:") else str(Path(file).expanduser().absolute())
+    return file if file.startswith("hub:") else str(expanded(file).absolute())
+
+
+def expanded(file: str) -> Path:
+    """A path with the home of `~` or `~user` spelled out; where there is no such user, `~user` is a plain name."""
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:
+        return Path(file)

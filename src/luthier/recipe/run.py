@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from luthier.errors import RecipeError, did_you_mean
-from luthier.recipe.base import Part, Share, explain
+from luthier.recipe.base import Part, Seed, Share, explain, sound_sections
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.prior import ClassPrior, prior_problems
 from luthier.recipe.reading import absolute, apply_overrides, read_values
@@ -145,7 +145,7 @@ class Judge(Part):
 
     confidence: Share = Field(0.95, description="Confidence of every interval.")
     minimum_gain: float = Field(0.02, ge=0, lt=1, description="Smallest gain in accuracy worth having.")
-    resamples: int = Field(10000, ge=200, description="Bootstrap resamples.")
+    resamples: int = Field(10000, ge=200, description="Bootstrap resamples, for the figures of stages.")
 
 
 class Cost(Part):
@@ -159,7 +159,7 @@ class Recipe(Part):
     """A whole run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder.")
-    seed: int = Field(0, ge=0, description="Every random choice follows from it.")
+    seed: Seed = Field(0, description="Every random choice follows from it.")
     model: str = Field("smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file.")
     attention: Literal["auto", "grouped", "dense", "padded"] = Field(
         "auto", description="Token forest backend; `auto` is `grouped` for proven families, else `padded`."
@@ -213,61 +213,82 @@ def parse_corpus(values: Mapping[str, Any], source: str, problems: Sequence[str]
     try:
         corpus = Corpus.model_validate(values)
     except ValidationError as error:
-        found = [*problems, *(prefix + explain(item, Corpus) for item in error.errors())]
-        raise RecipeError(source, found) from None
-    if found := [*problems, *(prefix + problem for problem in corpus_problems(corpus))]:
+        told = [explain(item, Corpus) for item in error.errors()]
+        told += corpus_problems(sound_sections(Corpus, values, error.errors()))
+        raise RecipeError(source, [*problems, *(prefix + problem for problem in told)]) from None
+    if found := [*problems, *(prefix + problem for problem in corpus_problems(dict(corpus)))]:
         raise RecipeError(source, found)
     return corpus
 
 
-def corpus_problems(corpus: Corpus) -> list[str]:
-    """Rules of a corpus that need more than one field."""
+def corpus_problems(sections: Mapping[str, Any]) -> list[str]:
+    """Rules of a corpus that need more than one field; a section left out has problems of its own."""
     problems = []
-    if corpus.split.validation_share + corpus.split.test_share >= 1:
+    split, steps, template, mixing = (sections.get(name) for name in ("split", "steps", "template", "mixing"))
+    if split and split.validation_share + split.test_share >= 1:
         problems.append("split: validation_share and test_share leave nothing to train on.")
-    if corpus.steps.language.keep and not corpus.steps.language.enabled:
+    if steps and steps.language.keep and not steps.language.enabled:
         problems.append("steps.language.keep: has no effect while steps.language.enabled is false.")
-    if corpus.steps.labels.aliases and not corpus.steps.labels.allow:
+    if steps and steps.labels.aliases and not steps.labels.allow:
         problems.append("steps.labels.aliases: name the labels themselves in steps.labels.allow.")
-    if corpus.template.layout == "own" and not corpus.template.prompt:
+    if template and template.layout == "own" and not template.prompt:
         problems.append("template.prompt: layout own needs a template.")
-    if corpus.template.layout != "own" and corpus.template.prompt:
+    if template and template.layout != "own" and template.prompt:
         problems.append("template.prompt: has no effect unless template.layout is own.")
-    chunking = corpus.steps.chunking
-    if chunking.max_tokens and chunking.overlap_tokens >= chunking.max_tokens:
+    if steps and steps.chunking.max_tokens and steps.chunking.overlap_tokens >= steps.chunking.max_tokens:
         problems.append("steps.chunking: overlap_tokens must be smaller than max_tokens.")
-    if (corpus.mixing.replay or corpus.mixing.temperature != 1.0) and not corpus.mixing.enabled:
+    if mixing and (mixing.replay or mixing.temperature != 1.0) and not mixing.enabled:
         problems.append("mixing: set enabled: true, or its other keys do nothing.")
     return problems
 
 
 def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> Recipe:
     """A Recipe from plain values; RecipeError lists all problems (and those handed in) at once."""
-    found = list(problems)
-    recipe = None
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        found += [explain(item, Recipe) for item in error.errors()]
-    if recipe is not None:
-        found += cross_field_problems(recipe)
-    if found or recipe is None:
+        told = [explain(item, Recipe) for item in error.errors()]
+        told += cross_field_problems(sound_sections(Recipe, values, error.errors()))
+        raise RecipeError(source, [*problems, *told]) from None
+    if found := [*problems, *cross_field_problems(dict(recipe))]:
         raise RecipeError(source, found)
     return recipe
 
 
-def cross_field_problems(recipe: Recipe) -> list[str]:
-    """Rules that need more than one field, all of them."""
+def cross_field_problems(sections: Mapping[str, Any]) -> list[str]:
+    """Rules that need more than one field, all of them; a section left out has problems of its own."""
     problems = []
-    task = recipe.task
-    if (recipe.data.train is None) == (recipe.data.corpus is None):
+    data, task, arms, tune = (sections.get(name) for name in ("data", "task", "arms", "tune"))
+    if data:
+        problems += data_problems(data)
+    if task:
+        problems += task_problems(task)
+    if data and task:
+        problems += prior_problems(data.class_prior, task.labels)
+    if arms and len(set(arms)) != len(arms):
+        problems.append("arms: a name stands twice.")
+    if tune:
+        problems += tune_problems(tune, "tune", validated=True) + refit_problems(tune)
+    return problems
+
+
+def data_problems(data: Data) -> list[str]:
+    """Rows come from a file or from a corpus, which holds out and sets aside as a run wants it."""
+    problems = []
+    if (data.train is None) == (data.corpus is None):
         problems.append("data: give either train (a file of rows) or corpus (inputs to prepare).")
-    if recipe.data.corpus is not None:
-        problems += [f"data.corpus.{problem}" for problem in corpus_problems(recipe.data.corpus)]
-        if recipe.data.corpus.split.validation_share:
+    if data.corpus is not None:
+        problems += [f"data.corpus.{problem}" for problem in corpus_problems(dict(data.corpus))]
+        if data.corpus.split.validation_share:
             problems.append("data.corpus.split.validation_share: a run sets data.validation_share aside; use that.")
-        if recipe.data.test is not None:
+        if data.test is not None:
             problems.append("data.test: with data.corpus, hold rows out by data.corpus.split.test_share.")
+    return problems
+
+
+def task_problems(task: Task) -> list[str]:
+    """Labels, aliases and the abstention are told apart by their folded spelling."""
+    problems = []
     folded: dict[str, str] = {}
     for label in task.labels:
         key = fold_label(label)
@@ -291,17 +312,17 @@ def cross_field_problems(recipe: Recipe) -> list[str]:
             )
     if fold_label(task.abstention) in folded:
         problems.append(f'task.abstention: "{task.abstention}" is also a label or an alias.')
-    problems += prior_problems(recipe.data.class_prior, task.labels)
-    if len(set(recipe.arms)) != len(recipe.arms):
-        problems.append("arms: a name stands twice.")
-    problems += tune_problems(recipe.tune, "tune", validated=True)
-    for key, kind in (("schedule", recipe.tune.schedule), ("unfreeze", recipe.tune.unfreeze)):
-        if recipe.tune.refit and kind.kind == "plateau":
-            problems.append(
-                f"tune.refit: trains on the validation rows too, and {key}: plateau has to look at them. Set "
-                f"tune.refit: false, or another {key}."
-            )
     return problems
+
+
+def refit_problems(tune: Tune) -> list[str]:
+    """A training on all rows has no validation to look at."""
+    return [
+        f"tune.refit: trains on the validation rows too, and {key}: plateau has to look at them. Set "
+        f"tune.refit: false, or another {key}."
+        for key, kind in (("schedule", tune.schedule), ("unfreeze", tune.unfreeze))
+        if tune.refit and kind.kind == "plateau"
+    ]
 
 
 def fold_label(label: str) -> str:

@@ -11,22 +11,20 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import yaml
 
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part
-from luthier.recipe.methods import Headed, Reward
 from luthier.recipe.reading import read_values
 from luthier.recipe.run import Recipe, parse_recipe
-from luthier.recipe.stages import TrainRecipe, parse_stages
+from luthier.recipe.stages import HEADS, TrainRecipe, parse_stages
 from luthier.recipe.sweep import DEFAULT_TRIALS, Search, Space, Sweep
 from luthier.recipe.training import Training
 
 AnyRecipe = Recipe | TrainRecipe
 Value = str | int | float | bool | None
-HEADS = (*get_args(Headed), Reward)
 RATE_FACTOR = 5.0  # a default space goes this far below and above a learning rate
 # Keys that no trial may change, by their first words, and why.
 ROWS = "would change the rows that trials are compared on"
@@ -74,7 +72,22 @@ def resolved_sweep(recipe: AnyRecipe) -> Sweep:
 
 
 def default_space(recipe: AnyRecipe) -> Space:
-    """The rates, lengths and weights worth trying around the recipe's own values; of stages those of the last."""
+    """The rates, lengths and weights worth trying around the recipe's own values; of stages those of the last.
+
+    Choices that the recipe refuses are left out (an adapter that is trained on keeps its rank).
+    """
+    space = whole_space(recipe)
+    for path, search in list(space.items()):
+        suited = [choice for choice in search.choices if not value_problems(recipe, path, choice)]
+        if search.choices and len(suited) > 1:
+            space[path] = search.model_copy(update={"choices": suited})
+        elif search.choices:
+            del space[path]
+    return space
+
+
+def whole_space(recipe: AnyRecipe) -> Space:
+    """The default space as it is for most recipes."""
     if isinstance(recipe, Recipe):
         return tune_space(recipe.tune, "tune", headed=recipe.tune.method == "head")
     number = len(recipe.stages) - 1

@@ -6,22 +6,23 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from luthier.errors import RecipeError
 from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with_continued
-from luthier.recipe.base import Part, explain
+from luthier.recipe.base import Part, Seed, explain
 from luthier.recipe.corpus import Input
-from luthier.recipe.methods import METHODS, MethodSettings
+from luthier.recipe.methods import METHODS, Headed, MethodSettings, Reward
 from luthier.recipe.reading import read_values
 from luthier.recipe.run import Cost, Judge
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
 
 TUNES: dict[str, dict[str, Any]] = {method.model_fields["kind"].default: method.tune for method in METHODS}
+HEADS = (*get_args(Headed), Reward)  # methods that learn a head of their own
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -190,7 +191,7 @@ class TrainRecipe(Part):
     """Stages of training on one model."""
 
     name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder.")
-    seed: int = Field(0, ge=0, description="Every random choice follows from it.")
+    seed: Seed = Field(0, description="Every random choice follows from it.")
     model: str = Field("smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file.")
     attention: Literal["auto", "grouped", "dense", "padded"] = Field("auto", description="As for a run.")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As for a run.")
@@ -216,37 +217,50 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
 
 def parse_stages(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> TrainRecipe:
     """A TrainRecipe from plain values; RecipeError lists all problems (and those handed in) at once."""
-    found = list(problems)
-    recipe = None
     try:
         recipe = TrainRecipe.model_validate(values)
     except ValidationError as error:
-        found += [explain(item, TrainRecipe) for item in error.errors()]
-    if recipe is not None:
-        found += stage_problems(recipe)
-    if found or recipe is None:
+        told = [explain(item, TrainRecipe) for item in error.errors()]
+        told += stage_problems(sound_stages(values, error.errors()))
+        raise RecipeError(source, [*problems, *told]) from None
+    if found := [*problems, *stage_problems(recipe.stages)]:
         raise RecipeError(source, found)
     return recipe
 
 
-def stage_problems(recipe: TrainRecipe) -> list[str]:
-    """Rules that need more than one field."""
-    names = [stage.name for stage in recipe.stages]
+def sound_stages(values: Mapping[str, Any], errors: Sequence[Any]) -> list[Stage | None]:
+    """The stages of plain values with pydantic's `errors`; None for one that has such an error."""
+    places = [item["loc"] for item in errors]
+    if () in places or ("stages",) in places:
+        return []
+    broken = {place[1] for place in places if place[0] == "stages"}
+    stages = with_continued(values["stages"])
+    return [None if number in broken else Stage.model_validate(stage) for number, stage in enumerate(stages)]
+
+
+def stage_problems(stages: Sequence[Stage | None]) -> list[str]:
+    """Rules that need more than one field; None stands for a stage that has problems of its own."""
+    known = [stage for stage in stages if stage is not None]
+    names = [stage.name for stage in known]
     problems = [
         f'stages: the name "{name}" stands twice. Give each stage a name of its own.'
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
-    for number, stage in enumerate(recipe.stages):
+    for number, stage in enumerate(stages):
+        if stage is None:
+            continue
         where = f"stages.{number}"
         problems += shape_problems(stage, where) or task_problems(stage, where)
         problems += keep_problems(stage.keep, where, stage.start, first=number == 0)
         if not shape_problems(stage, where):
             validated = any(task.data.validation_share for task in stage.each.values())
             problems += tune_problems(stage.tune, f"{where}.tune", validated)
+            if stage.tune.adapter.kind == "none":
+                problems += probe_problems(stage, where, [one for one in stages[:number] if one is not None])
         if number == 0 and stage.start != "stack":
             problems.append(f"{where}.start: the first stage has nothing to {stage.start}; leave it at stack.")
-    if not problems:
-        problems = chain_problems([worn(stage, f"stages.{number}") for number, stage in enumerate(recipe.stages)])
+    if not problems and len(known) == len(stages):
+        problems = chain_problems([worn(stage, f"stages.{number}") for number, stage in enumerate(known)])
     return problems
 
 
@@ -323,6 +337,32 @@ def keep_problems(keep: Keep, where: str, start: str, first: bool) -> list[str]:
         problems.append(f"{where}.keep.strength: there is no penalty to multiply. Set keep.penalty to l2 or ewc.")
     if "fisher_rows" in changed(keep) and keep.penalty != "ewc":
         problems.append(f"{where}.keep.fisher_rows: only ewc reads it. Set keep.penalty: ewc, or leave it out.")
+    return problems
+
+
+def probe_problems(stage: Stage, where: str, earlier: Sequence[Stage]) -> list[str]:
+    """A linear probe trains heads alone: each task that it learns or replays has one, and no weight is to be held."""
+    problems = [
+        f"{where}.{f'tasks.{name}.' if stage.tasks else ''}method: {task.method.kind} has no head, and "
+        "tune.adapter.kind: none trains a head only. Use it with classify, tag, regress and their like, or choose lora."
+        for name, task in stage.each.items()
+        if not isinstance(task.method, HEADS)
+    ]
+    headless = [
+        one.name
+        for one in earlier
+        if not shape_problems(one, "") and not all(isinstance(task.method, HEADS) for task in one.each.values())
+    ]
+    if stage.keep.replay_share and headless:
+        problems.append(
+            f"{where}.keep.replay_share: {', '.join(headless)} learnt a task without a head, and tune.adapter.kind: "
+            "none trains heads only, so its rows cannot be replayed. Leave replay_share out (the model stays as it is, "
+            "and forgets nothing), or choose lora."
+        )
+    if stage.keep.penalty != "none":
+        problems.append(
+            f"{where}.keep.penalty: holds weights, and tune.adapter.kind: none changes none of them. Leave it out."
+        )
     return problems
 
 

@@ -5,6 +5,7 @@ No torch here. What a space means on a given recipe stands in `recipe/space.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -29,7 +30,9 @@ class Search(Part):
 
     @model_validator(mode="after")
     def agreed(self) -> Search:
-        """A range or choices, and nothing that is set without effect."""
+        """A range or choices, finite ones, and nothing that is set without effect."""
+        if any(isinstance(choice, float) and not math.isfinite(choice) for choice in self.choices):
+            raise ValueError("choices must be finite numbers")
         if self.choices and (self.low, self.high, self.step, self.log) != (None, None, None, False):
             raise ValueError("choices stand beside low, high, log or step; give a range or choices")
         if self.choices:

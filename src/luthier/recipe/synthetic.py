@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from luthier.recipe.base import Part
+from luthier.recipe.base import Part, Seed
 from luthier.recipe.corpus import Input, Steps
 
 UnitShare = Annotated[float, Field(ge=0, le=1, strict=False)]
@@ -131,7 +131,7 @@ class Filters(Part):
 class Synthetic(Part):
     """Records written by a model from seeds. Give one or more of the kinds; each takes the seeds that fit it."""
 
-    seed: int = Field(0, ge=0, description="Every random choice follows from it.")
+    seed: Seed = Field(0, description="Every random choice follows from it.")
     writer: Writer = Field(default_factory=Writer, description="The model that writes.")
     draws: Draws = Field(default_factory=Draws, description="How tokens are drawn.")
     inputs: list[Input] = Field(

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from luthier.errors import DataError, did_you_mean
 from luthier.files import cache_folder
+from luthier.recipe.reading import expanded
 
 MAGIC = frozenset("*?[")
 HUB = "hub:"
@@ -27,7 +28,7 @@ def find_files(pattern: str) -> list[Path]:
     """
     if pattern.startswith(HUB):
         return hub_files(pattern)
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():

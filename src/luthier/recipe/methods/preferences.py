@@ -17,11 +17,21 @@ class Reward(MethodPart):
     loss: Literal["pairs", "plackett_luce"] = Field(
         "pairs", description="All pairs of a ranking (Bradley-Terry), or the whole order at once (Plackett-Luce)."
     )
-    use_margins: bool = Field(False, description="Ask for a margin as wide as the gap of the scores, where rows have.")
+    use_margins: bool = Field(
+        False, description="Ask for a lead as wide as the gap of the scores, where rows have them (loss: pairs)."
+    )
     centring: float = Field(
         0.0, ge=0, strict=False, description="Weight of (r_chosen + r_rejected)^2, which keeps rewards near zero."
     )
     tune: ClassVar[dict[str, Any]] = {"epochs": 1.0, "learning_rate": 2e-4}
+
+    @field_validator("use_margins")
+    @classmethod
+    def asked(cls, value: bool, info: ValidationInfo) -> bool:
+        """Only pairs have a place for them."""
+        if value and info.data.get("loss") == "plackett_luce":
+            raise PydanticCustomError("unused", "the loss plackett_luce takes none. Leave it out, or set loss: pairs")
+        return value
 
 
 class Dpo(MethodPart):
