@@ -275,7 +275,11 @@ def test_a_label_without_training_rows(run: Callable[..., Prepared]) -> None:
         "it from task.labels."
     )
     text = refusal(run, [*rows, ("word " * 20, "MEDIA & ENTERTAINMENT")], max_tokens=8)
-    assert text.endswith("from task.labels. Rows dropped: over_long 1.")
+    assert "from task.labels.\nRows that were dropped:\n  - over_long: 1; first: " in text
+    text = refusal(run, [*rows, *(("word", "MEDIA & ENTERTAINMNT") for _ in range(2))], max_dropped_share=0.9)
+    assert 'did you mean "MEDIA_AND_ENTERTAINMENT"?' in text.casefold().replace(
+        "media_and_entertainment", "MEDIA_AND_ENTERTAINMENT"
+    )
     task = Task(labels=["SPORTS", "ARTS", "NEWS"])
     assert 'no training row has the labels "ARTS", "NEWS". Add such rows, or remove them' in refusal(
         run, rows, task=task

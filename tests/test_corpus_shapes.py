@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes import SHAPES, convert, detect, read_shape, shape_for, write_as
 from luthier.corpus.shapes.registry import DETECTED
-from luthier.corpus.wire import kind_of
+from luthier.corpus.wire import kind_of, to_json
 from luthier.errors import DataError
 from luthier.recipe.corpus import Input, ReadFormat, WriteFormat
 from luthier.records import (
@@ -369,10 +370,39 @@ PAIR = {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, turn("assistant", "No."
         ({"prompt": "a", "completion": [ANSWERED, ASKED], "label": True}, 'several_turns: "completion" has 2 turns; it must be one turn, the assistant\'s.'),
         ({"prompt": [], "completion": [ANSWERED]}, "no_user_turn: the conversation has no turn of the user's."),
         ({"prompt": []}, "no_prompt: there is no prompt. Give the row one, or remove it."),
+        ({"prompt": [ANSWERED, turn("tool", "x")]}, "no_user_turn: the prompt has no turn of the user's."),
+        ({"prompt": [ASKED], "chosen": [{**ANSWERED, "weight": 0}], "rejected": [turn("assistant", "No.")]}, 'nothing_trained: every turn of the assistant\'s in "chosen" has weight 0, so nothing of it is compared. Leave the weights out, or the row.'),
+        ({"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [ANSWERED, ASKED, turn("assistant", "No.", weight=0)]}, "same_answers: chosen and rejected are the same. Remove the row."),
+        ({"prompt": "a", "completion": [{**ANSWERED, "weight": 0}], "label": True}, 'weighted_turns: "completion" has the weight 0, but an answer that was judged counts whole. Leave the weight out, or the row.'),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "much"}, 'wrong_type: "margin" is "much"; it must be a number. Mend it, or rename the column.'),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": [4], "score_rejected": 1}, 'wrong_type: "score_chosen" is a list; it must be a number. Mend it, or rename the column.'),
     ],
 )  # fmt: skip
 def test_trl_refusals(row, expected):
     assert refused("trl", row) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "scores"),
+    [
+        ({"score_chosen": 4, "score_rejected": 1.5}, (4, 1.5)),
+        ({"chosen_score": "4", "rejected_score": " 2 "}, (4, 2)),
+        ({"chosen-rating": 3.0, "rejected-rating": 3.0}, (3, 3)),
+        ({"margin": 2.5}, (2.5, 0)),
+        ({"margin": 2.5, "score_chosen": 4, "score_rejected": 1}, (2.5, 0)),
+        ({"metadata": {"margin": 1}}, (1, 0)),
+        ({"score_chosen": 4, "score_rejected": None}, None),
+        ({"margin": float("nan")}, None),
+        ({"margin": ""}, None),
+    ],
+)
+def test_a_pair_keeps_its_scores(columns, scores):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    record = read_one("trl", {**pair, **columns})
+    assert record == replace(CHOICE, scores=scores)
+    written = {} if scores is None else {"score_chosen": scores[0], "score_rejected": scores[1]}
+    assert SHAPES["trl"].write(record) == {**pair, **written}
+    assert ("scores" in to_json(record)) == (scores is not None)
 
 
 def test_standard_trl_has_no_place_for_turns():
@@ -454,6 +484,7 @@ def test_ranking(columns, answers, scores):
         ({"answers": ["b", "c"], "scores": [1]}, 'unequal_lengths: 2 answers, but 1 values in "scores".'),
         ({"answers": ["b", "c"], "scores": [1, "x"]}, 'wrong_type: "scores" entry 2 is a text; it must be a number.'),
         ({"answers": ["b", "c"], "scores": [1, float("nan")]}, "wrong_type: score 2 is nan; it must be a number."),
+        ({"answers": ["b", "b "], "scores": [2, 1]}, "same_answers: all answers are the same: there is no order to learn. Remove the row."),
         ({"answers": ["b", " "]}, "empty_text: answer 2 is empty. Write one, or remove the row."),
         ({"answers": ["b", 5]}, 'wrong_type: "answers" entry 2 is a number; it must be a text or an object.'),
         ({"answers": "b"}, 'wrong_type: "answers" is a text; it must be a list.'),
@@ -623,6 +654,9 @@ def test_a_ranking_becomes_preferences():
     assert pairs == [("b", "c"), ("b", "d")]  # c and d are tied
     (ends,) = convert(ORDER, "preference", pairs="ends")
     assert (ends.chosen, ends.rejected, ends.source) == ((assistant("b"),), (assistant("d"),), HERE)
+    assert ends.scores == (3, 2) and convert(ends, "ranking")[0].scores == (3, 2)
+    (unscored,) = convert(replace(ORDER, scores=None), "preference", pairs="ends")
+    assert unscored.scores is None and convert(replace(unscored, scores=(1.0, 1.0)), "ranking")[0].scores is None
 
 
 def test_what_cannot_be_converted():

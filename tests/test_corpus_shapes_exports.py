@@ -57,6 +57,12 @@ def test_conll_documents_and_comments():
     assert [record.words for record in found] == [("a",), ("b",), ("c",)]
 
 
+def test_iob1_is_read():
+    assert [record.tags for record in conll("a I-X\nb O\nc I-Y\n\nd B-Y\ne I-X")] == [
+        ("I-X", "O", "I-Y"), ("B-Y", "I-X"),
+    ]  # fmt: skip
+
+
 def test_a_hash_is_a_word_too():
     assert conll("# O\n#tag=1 O\n= O")[0].words == ("#", "#tag=1", "=")
 
@@ -65,9 +71,12 @@ def test_a_hash_is_a_word_too():
     ("text", "expected"),
     [
         ("a O\nb", 'missing_field: line 2 ("b") has no tag. Write the word, a space and its tag.'),
-        ("a I-X", 'bad_tag: word 1 ("a"): the tag "I-X" cannot come first; an entity begins with "B-X".'),
-        ("a O\nb I-X", 'bad_tag: word 2 ("b"): the tag "I-X" cannot follow "O"; an entity begins with "B-X".'),
-        ("a B-Y\nb I-X", 'bad_tag: word 2 ("b"): the tag "I-X" cannot follow "B-Y"; an entity begins with "B-X".'),
+        ("a I-X\nb E-X", 'bad_tag: word 1 ("a"): the tag "I-X" cannot come first; an entity begins with "B-X".'),
+        ("a O\nb L-X", 'bad_tag: word 2 ("b"): the tag "L-X" cannot follow "O"; an entity begins with "B-X".'),
+        (
+            "a B-Y\nb I-X\nc E-X",
+            'bad_tag: word 2 ("b"): the tag "I-X" cannot follow "B-Y"; an entity begins with "B-X".',
+        ),
         ("a S-X\nb E-X", 'bad_tag: word 2 ("b"): the tag "E-X" cannot follow "S-X"; an entity begins with "B-X".'),
     ],
 )

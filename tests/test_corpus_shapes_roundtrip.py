@@ -70,6 +70,7 @@ ANSWERS = TEXTS.map(lambda text: (Message("assistant", text),)) | st.tuples(TEXT
 @st.composite
 def rankings(draw):
     answers = tuple(draw(st.lists(TEXTS, min_size=2, max_size=4)))
+    assume(len({answer.strip() for answer in answers}) > 1)
     scores = draw(st.none() | st.lists(st.integers(-3, 3).map(float), min_size=len(answers), max_size=len(answers)))
     assume(scores is None or len(set(scores)) > 1)
     return Ranking(draw(PROMPTS), answers, draw(SOURCES), scores and tuple(sorted(scores, reverse=True)))
@@ -91,7 +92,8 @@ def tagged(draw):
 def preferences(draw):
     chosen, rejected = draw(ANSWERS), draw(ANSWERS)
     assume([turn.content for turn in chosen] != [turn.content for turn in rejected])
-    return Preference(draw(PROMPTS), chosen, rejected, draw(SOURCES))
+    scores = draw(st.none() | st.tuples(st.integers(-3, 3).map(float), st.integers(-3, 3).map(float)))
+    return Preference(draw(PROMPTS), chosen, rejected, draw(SOURCES), scores)
 
 
 RECORDS = {
@@ -121,10 +123,11 @@ def spoken(turns):
 
 
 def meaning(record):
-    """What must survive: where the prompt of a pair ends does not count, nor do a ranking's distances."""
+    """What must survive, a pair's scores too: where its prompt ends does not count, nor do a ranking's distances."""
     source = replace(record.source, file="", line=0)
     if isinstance(record, Preference):
-        return source, spoken((*record.prompt, *record.chosen)), spoken((*record.prompt, *record.rejected))
+        both = ((*record.prompt, *answer) for answer in (record.chosen, record.rejected))
+        return source, [spoken(turns) for turns in both], record.scores
     if isinstance(record, Ranking):
         scores = record.scores or tuple(range(len(record.answers), 0, -1))
         return source, spoken(record.prompt), record.answers, [sum(o > s for o in scores) for s in scores]

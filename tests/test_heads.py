@@ -344,7 +344,7 @@ def test_tag_figures_by_hand():
 
 
 def test_a_tagger_says_well_formed_entities_where_its_rows_have_such():
-    """Given O (0.5), B-a (0.4); I-a (0.5), O (0.3): free it says O I-a, mended B-a I-a. IOB1 rows are not mended."""
+    """Given O (0.5), B-a (0.4); I-a (0.5), O (0.3): free it says O I-a, mended B-a I-a."""
     rows = [tagged("a b c", "B-a I-a O")]
     assert TagHead().fitted(rows).mends and TagHead().fitted(rows).described()["mends"] is True
     assert not TagHead().fitted([*rows, tagged("a b", "O I-a")]).mends
@@ -500,11 +500,26 @@ def test_tags_that_do_not_fit_are_refused():
     assert len(TagHead(settings=Tag(scheme="plain")).accept(tagged("a b", "O NOUN"))) == 1
 
 
+def test_iob1_is_read_as_bio():
+    record = tagged("a b c d e", "I-x I-x B-x O I-y")
+    (row,) = TagHead().accept(record)
+    assert row.tags == ("B-x", "I-x", "B-x", "O", "B-y")
+    assert TagHead().noted(record, row) == (
+        "have entities that begin with I, as IOB1 has; they are read as BIO, beginning with B"
+    )
+    good = tagged("a b", "B-x I-x")
+    assert TagHead().accept(good) == [good] and TagHead().noted(good, good) is None
+    for settings in (Tag(scheme="plain"), Tag(tags=["O", "I-x", "B-x", "I-y"])):
+        assert TagHead(settings=settings).accept(record) == [record], "tags that leave B-y out are taken at their word"
+
+
 def test_nothing_to_learn_is_refused():
     with pytest.raises(
         DataError, match='^classify: the training rows have only the label "x"; there is nothing to tell apart'
     ):
         ClassifyHead().fitted([labelled("a", "x"), labelled("b", "x")])
+    with pytest.raises(DataError, match='^classify: the training rows have only the label "x"'):
+        ClassifyHead(settings=Classify(labels=["x", "y"])).fitted([labelled("a", "x"), labelled("b", "x")])
     with pytest.raises(DataError, match="^multilabel: the training rows have no label"):
         MultiLabelHead().fitted([labelled("a", "none")])
     with pytest.raises(DataError, match='^ordinal: all training rows have the label "lo". Give rows of others'):

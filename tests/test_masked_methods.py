@@ -25,6 +25,7 @@ from luthier.prompts import Dialogue, Layout
 from luthier.recipe import Lora, Training
 from luthier.recipe.methods import Mlm, Plm
 from luthier.records import Conversation, Document, Labelled, Ledger, Message, Source
+from luthier.stages import load_head
 from luthier.stages.beside import account_unread
 from luthier.stages.run import train
 from luthier.training.learner import new_learner
@@ -283,6 +284,9 @@ def test_a_head_reads_what_masked_words_have_taught(tmp_path):
     result = train(path, tmp_path / "run")
     assert [stage["method"] for stage in result["stages"]] == ["mlm", "classify"]
     assert result["stages"][1]["figures"]["accuracy"]["after"]["value"] > 0.8
+    asked = [row["text"] for row in rows[:40]]
+    answers = load_head(tmp_path / "run").predict(asked)
+    assert np.mean([answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=False)]) > 0.8
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -121,10 +121,10 @@ def test_head_by_hand():
 
 
 def test_bits_per_byte_by_hand():
-    """Bits of row 0: 1 * 1 + 2 * 2 = 5 over 4 bytes; of row 1: 1/2 * 3 = 1.5 over 2 bytes: 6.5 / 6 for both."""
-    batch = batch_of([[[1.0, 2.0]], [[0.5]]], [0, 0], num_bytes=[4, 2])
-    found = figures_of(LabelSft(), Outputs(logprobs_M=-LOG2 * float64(1, 2, 3)), batch)
-    assert found == {"bits_per_byte": (pytest.approx([5.0, 1.5], abs=1e-15), [4.0, 2.0])}
+    """Bits of row 0: 1 + 2 = 3 over 4 bytes; of row 1: 3 over 2 bytes, whatever weight above 0 its target has."""
+    batch = batch_of([[[1.0, 2.0, 0.0]], [[0.5]]], [0, 0], num_bytes=[4, 2])
+    found = figures_of(LabelSft(), Outputs(logprobs_M=-LOG2 * float64(1, 2, 7, 3)), batch)
+    assert found == {"bits_per_byte": (pytest.approx([3.0, 3.0], abs=1e-15), [4.0, 2.0])}
 
 
 def test_sequence_sums_by_hand():

@@ -1,6 +1,7 @@
 """The preference methods: rows, views, figures, and training on a tiny model. Their losses: test_preference_losses.py."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -17,12 +18,14 @@ from luthier.methods.base import Example, Outputs, make_batch, sequence_logprobs
 from luthier.methods.preferences.kto import KtoMethod, next_other
 from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
-from luthier.prompts import Dialogue, Layout
+from luthier.prompts import Dialogue, Layout, PromptError
 from luthier.recipe import Lora
+from luthier.recipe.corpus import Input
 from luthier.recipe.methods import Dpo, Kto, Orpo, Reward, SimPo
-from luthier.recipe.stages import parse_stages
+from luthier.recipe.stages import Rows, parse_stages
 from luthier.recipe.training import Training
 from luthier.records import Message, Preference, Prompt, Ranking, Rating, Source
+from luthier.stages.rows import gather
 from luthier.training.learner import Learner, load_learner, new_learner
 from luthier.training.loop import train
 from luthier.training.optimizers import make_optimizer
@@ -188,6 +191,77 @@ def test_rows_that_are_no_choice_are_refused(name):
     wrong = method.accept(Prompt(asked("why"), SOURCE))
     assert reason_of(wrong) == "wrong_kind" and wrong.detail.startswith("a prompt has no ")
     assert method.accept(PAIRS[0]) == [PAIRS[0]]
+    weighed = replace(PAIRS[0], chosen=(replace(PAIRS[0].chosen[0], weight=0.5),))
+    assert method.accept(weighed) == Problem(
+        "weighted_turns",
+        "a turn of an answer has the weight 0.5; answers are compared whole. Give their turns weight 1, or 0 where "
+        "they are context.",
+    )
+
+
+def test_identical_answers_cannot_be_ranked():
+    ranking = Ranking(asked("why"), ("so", "no", "so "), SOURCE, (3.0, 2.0, 1.0))
+    assert make_stage_method(Reward()).accept(ranking) == Problem(
+        "same_answers", "answers of different rank are the same but for white space. Remove the row."
+    )
+    tied = replace(ranking, scores=(3.0, 2.0, 2.0), answers=("so", "no", "no "))
+    assert make_stage_method(Reward()).accept(tied) == [tied]
+    pairs = make_stage_method(Dpo()).accept(ranking)
+    assert [(p.chosen[0].content, p.rejected[0].content) for p in pairs] == [("so", "no"), ("no", "so ")]
+    assert reason_of(make_stage_method(Dpo()).accept(replace(ranking, answers=("so", "so ", " so")))) == "same_answers"
+
+
+def test_margins_without_scores_are_refused_or_counted(tmp_path):
+    method = make_stage_method(Reward(use_margins=True))
+    with pytest.raises(DataError) as caught:
+        method.fitted([*PAIRS, replace(PAIRS[0], scores=(2.0, 2.0))])
+    assert str(caught.value) == (
+        "reward: method.use_margins asks for leads as wide as the gaps of the scores, but none of the 9 training rows "
+        "has scores that differ. Give pairs score_chosen and score_rejected (or margin) and rankings scores, or leave "
+        "use_margins out."
+    )
+    assert make_stage_method(Reward()).fitted(PAIRS).gap_edges == ()
+    wrong = replace(PAIRS[0], scores=(1.0, 2.0))
+    assert reason_of(method.accept(wrong)) == "bad_order" and make_stage_method(Reward()).accept(wrong) == [wrong]
+    lines = [{"prompt": row.prompt[0].content, "chosen": row.chosen[0].content, "rejected": row.rejected[0].content,
+              **({"margin": 2.0} if i > 2 else {})} for i, row in enumerate(PAIRS)]  # fmt: skip
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = gather(Rows(train=[Input(path=str(tmp_path / "p.jsonl"))]), method, 0)
+    assert found.ledger.notes == [
+        "train: 3 rows have no scores that differ, so method.use_margins asks no lead of them."
+    ]
+
+
+def test_margins_of_a_whole_order_are_an_error():
+    method = {"kind": "reward", "loss": "plackett_luce", "use_margins": True}
+    with pytest.raises(RecipeError) as caught:
+        parse_stages({"stages": [{"method": method, "data": {"train": "x.jsonl"}}]})
+    assert "use_margins: the loss plackett_luce takes none. Leave it out, or set loss: pairs" in str(caught.value)
+
+
+def test_a_pair_is_to_lead_by_its_margin(tiny_path):
+    """Rewards log 2 and 0. Asked for log 2 more: -log sigmoid(0) = log 2; for nothing (tied scores): log 3/2."""
+    prompt = Dialogue(Layout(load_model(str(tiny_path)).tokenizer))
+    rows = [replace(PAIRS[0], scores=(LOG2, 0.0)), replace(PAIRS[1], scores=(1.0, 1.0)), PAIRS[2]]
+    method = make_stage_method(Reward(use_margins=True)).fitted(rows)
+    batch = make_batch(method.view(prompt, rows))
+    outputs = Outputs(logits_PL=float64(LOG2, 0, LOG2, 0, LOG2, 0)[:, None])
+    assert float(method.loss(outputs, batch).total) == pytest.approx(LOG2 + 2 * math.log(3 / 2), abs=1e-12)
+    free = make_stage_method(Reward()).loss(outputs, batch)
+    assert float(free.total) == pytest.approx(3 * math.log(3 / 2), abs=1e-12)
+
+
+def test_accuracy_of_pairs_by_thirds_of_their_margins(tiny_path):
+    prompt = Dialogue(Layout(load_model(str(tiny_path)).tokenizer))
+    rows = [replace(row, scores=(margin, 0.0)) for row, margin in zip(PAIRS, (1.0, 2.0, 3.0), strict=False)]
+    method = make_stage_method(Reward()).fitted(rows)
+    assert method.gap_edges == (2.0, 3.0)
+    outputs = Outputs(logits_PL=torch.tensor([[1.0], [0.0], [0.0], [1.0], [1.0], [0.0]]))
+    found = method.scores(outputs, make_batch(method.view(prompt, rows)))
+    assert [found[f"accuracy_{name}_gap"][0].tolist() for name in ("small", "middle", "large")] == [
+        [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0],
+    ]  # fmt: skip
+    assert [found[f"accuracy_{name}_gap"][1].sum() for name in ("small", "middle", "large")] == [1.0, 1.0, 1.0]
 
 
 def test_a_ranking_gives_all_its_pairs_or_one_row():
@@ -256,6 +330,19 @@ def test_a_pair_as_sequences(tiny_path):
     forest = make_batch([example]).forest
     shared = len(prompt.tokenizer(start)["input_ids"])
     assert forest.num_tokens == sum(len(s.tokens) - 1 for s in example.sequences) - shared
+
+
+def test_turns_of_weight_0_are_no_targets_and_none_before_the_answer_is_one(tiny_path):
+    prompt = Dialogue(Layout(load_model(str(tiny_path)).tokenizer))
+    earlier = (*asked("one"), *said("law"), *asked("vote"))
+    unlearnt = (replace(said("song")[0], weight=0.0),)
+    row = Preference(earlier, (*said("won"), *asked("goal"), *unlearnt), said("match"), SOURCE)
+    (example,) = make_stage_method(Dpo()).view(prompt, [row])
+    assert [texts(prompt, sequence)[1] for sequence in example.sequences] == ["won<|im_end|>", "match<|im_end|>"]
+    assert example.num_bytes == len("won")
+    for settings in (Dpo(), Kto(), Orpo(), Reward()):
+        with pytest.raises(PromptError, match="^every turn of the answer has weight 0"):
+            make_stage_method(settings).view(prompt, [replace(row, chosen=unlearnt)])
 
 
 def test_a_ranking_as_sequences(tiny_path):

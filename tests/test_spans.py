@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.methods.heads.spans import agreement, entities, is_chunk_tag, likeliest, well_formed
+from luthier.methods.heads.spans import agreement, as_bio, entities, is_chunk_tag, likeliest, well_formed
 
 # What seqeval 1.2.2 answers (get_entities, its last word counted in): 200,000 random sequences of these and like tags
 # gave no difference. Types a and b; the third column is why.
@@ -78,6 +78,12 @@ def test_well_formed_by_hand():
         assert well_formed(tags.split()), tags
     for tags in ("I-a", "O I-a", "B-a I-b", "B-a E-a I-a", "S-a I-a", "L-a"):
         assert not well_formed(tags.split()), tags
+
+
+@given(st.lists(st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y", "I"]), max_size=7))
+def test_iob1_as_bio_names_the_same_entities(tags):
+    assert well_formed(as_bio(tags)) and entities(as_bio(tags)) == entities(tags)
+    assert as_bio((*tags, "E-x")) == (*tags, "E-x"), "BIOES is left as it is"
 
 
 def test_the_likeliest_well_formed_tags_by_hand():

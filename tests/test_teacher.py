@@ -274,9 +274,10 @@ def write_rows(path: Path, count: int = 40) -> Path:
 def recipe_of(tmp_path: Path, student: Path, method: dict, **tune):
     stage = {
         "method": {"kind": "distil", **method},
-        "data": {"train": [str(write_rows(tmp_path / "rows.jsonl"))], "test_share": 0.25, "max_tokens": 100},
+        "data": {"train": [str(write_rows(tmp_path / "rows.jsonl"))], "test_share": 0.25, "max_tokens": 100,
+                 "max_dropped_share": 0.8},
         "tune": {"epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "adapter": {"rank": 8}, **tune},
-    }
+    }  # fmt: skip
     return parse_stages({"model": str(student), "stages": [stage], "judge": {"resamples": 1000}})
 
 

@@ -109,12 +109,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to one prompt, the first preferred. Answers are the turns that follow the prompt."""
+    """Two answers to one prompt, the first preferred. Answers are the turns that follow the prompt.
+
+    `scores` of chosen and rejected, where known. Their difference counts: a file's margin alone is (margin, 0).
+    """
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     source: Source
+    scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,7 +197,7 @@ def without_leaks(train: Cleaned, test: Cleaned) -> Cleaned:
 
 def assemble(task: Task, data: Data, split: Split, files: list[Cleaned]) -> Prepared:
     """The parts with their ledger; DataError where a part cannot do its work."""
-    refuse_untrainable(task, split, files)
+    refuse_untrainable(task, data, split, files)
     notes = [note for cleaned in files for note in cleaned.notes] + split_notes(task, data, split)
     kept = {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
     dropped = [row for cleaned in files for row in cleaned.dropped]
@@ -281,23 +281,36 @@ def refuse_losses(cleaned: Cleaned, data: Data) -> None:
         f"{cleaned.path}: {len(cleaned.dropped)} of {cleaned.num_rows} rows ({share:.0%}) were dropped; "
         f"data.max_dropped_share allows {data.max_dropped_share:.0%}."
     ]
-    for reason, count in Counter(row.reason for row in cleaned.dropped).most_common():
-        first = next(row for row in cleaned.dropped if row.reason == reason)
-        lines.append(f"  - {reason}: {count}; first: {first.source}: {first.detail}")
+    lines += dropped_lines(cleaned.dropped)
     raise DataError("\n".join([*lines, "Mend the rows, or raise data.max_dropped_share."]))
 
 
-def refuse_untrainable(task: Task, split: Split, files: list[Cleaned]) -> None:
+def dropped_lines(dropped: Sequence[Dropped]) -> list[str]:
+    """A line for each reason: how many rows, and the first of them."""
+    lines = []
+    for reason, count in Counter(row.reason for row in dropped).most_common():
+        first = next(row for row in dropped if row.reason == reason)
+        lines.append(f"  - {reason}: {count}; first: {first.source}: {first.detail}")
+    return lines
+
+
+def refuse_untrainable(task: Task, data: Data, split: Split, files: list[Cleaned]) -> None:
     """Every label needs a training row, and each part at least one row."""
     trained = {row.label for row in split.train}
     if missing := [label for label in task.labels if label not in trained]:
-        reasons = Counter(row.reason for row in files[0].dropped).most_common()
-        dropped = ", ".join(f"{reason} {count}" for reason, count in reasons)
-        raise DataError(
+        lines = [
             f"{files[0].path}: no training row has {label_list(missing)}. Add such rows, or remove "
             f"{'them' if len(missing) > 1 else 'it'} from task.labels."
-            + (f" Rows dropped: {dropped}." if dropped else "")
-        )
+        ]
+        if files[0].dropped:
+            lines += ["Rows that were dropped:", *dropped_lines(files[0].dropped)]
+        of_lines = data.format == "lines" or files[0].path.suffix == ".txt"
+        if of_lines and any(data.separator in label for label in missing):
+            lines.append(
+                f'A line is read as text{data.separator}LABEL, and the separator "{data.separator}" stands in a label: '
+                "set data.separator to another one, and write it into the file."
+            )
+        raise DataError("\n".join(lines))
     if not split.validation:
         raise DataError(f"{files[0].path}: one row a label leaves none for validation. Add rows.")
     if not split.test:

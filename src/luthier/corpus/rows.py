@@ -13,7 +13,7 @@ from luthier.corpus.documents.read import read_documents
 from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
 from luthier.corpus.formats import LABEL, TEXT, line_cells
-from luthier.corpus.lines import Line, Problem, numbered_lines, read_lines
+from luthier.corpus.lines import Line, Problem, numbered_lines, read_head, read_lines
 from luthier.corpus.shapes.base import Shape
 from luthier.corpus.shapes.conll import read_conll
 from luthier.corpus.shapes.plain import Columns
@@ -76,6 +76,10 @@ def find_reading(path: Path, source: Input, limits: Limits) -> Reading:
         return Reading(CONLL)
     first = [row for _, row in islice(read_table(path, limits.line_bytes, limits.file_bytes), FIRST_ROWS)]
     usable = [row for row in first if not isinstance(row, Problem)]
+    if not first:
+        blank = not read_head(path).strip()
+        found = "the file is empty. Write one row a line." if blank else "has no rows (CSV: below the header)."
+        raise DataError(f"{path}: {found}")
     if not usable:
         why = f" The first says: {first[0].detail}" if first and isinstance(first[0], Problem) else ""
         raise DataError(f"{path}: none of the first rows can be read.{why}")

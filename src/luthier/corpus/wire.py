@@ -36,8 +36,13 @@ def kind_of(record: Record) -> str:
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """A plain JSON object: `kind`, the record's fields, and `source` without its empty fields."""
+    """A plain JSON object: `kind`, the record's fields, and `source` without its empty fields.
+
+    A pair without scores has no such field.
+    """
     value = asdict(record)
+    if isinstance(record, Preference) and record.scores is None:
+        del value["scores"]
     value["source"] = {name: item for name, item in value["source"].items() if item is not None}
     return {"kind": kind_of(record), **value}
 

@@ -36,8 +36,9 @@ class Example:
 
     `gold` is what a head should answer: the index of a label, a number, one or several for each read span, as the
     method's loss takes them. `reference_S` is the reference model's log-probability of each sequence (the weighted
-    sum over its targets), where a method asks for it. `num_bytes` is the size of the text that the targets spell,
-    in UTF-8. `task` names the task it belongs to, and `key` the record, wherever the row lands in a batch.
+    sum over its targets), where a method asks for it. `num_bytes` is the size of the text that the targets with a
+    weight spell, in UTF-8; special tokens spell none. `task` names the task it belongs to, and `key` the record,
+    wherever the row lands in a batch.
     Rows of one `group` (answers to one prompt) are no independent witnesses; without one, a row is its own.
     `annotation` is what the method noted on the row before the step (`Annotating`). `teacher` has candidates for each
     target of the row's one sequence.
@@ -309,9 +310,13 @@ def target_counts(batch: Batch) -> Tensor:
 
 
 def bits_per_byte(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Bits of the targets and bytes of the text they spell, of each row."""
+    """Bits of the targets and bytes of the text they spell, of each row.
+
+    Targets with a weight above 0 count alike, whatever it is, as their bytes do: rows that are weighed differently stay
+    comparable.
+    """
     assert outputs.logprobs_M is not None
-    nats_B = per_row(-outputs.logprobs_M * batch.weight_M, batch.row_M, batch.num_rows)
+    nats_B = per_row(-outputs.logprobs_M * (batch.weight_M > 0), batch.row_M, batch.num_rows)
     return nats_B / np.log(2.0), batch.bytes_B
 
 

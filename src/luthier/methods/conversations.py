@@ -13,7 +13,7 @@ from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Example
 from luthier.methods.likelihood import Likelihood
 from luthier.prompts import Dialogue, Turn
-from luthier.prompts.dialogue import learnt
+from luthier.prompts.dialogue import learnt, special_tokens
 from luthier.recipe.methods import Sft
 from luthier.records import Completion, Conversation, Instruction, Message, Preference, Rating, Record, Sequence
 
@@ -66,21 +66,41 @@ class ConversationSft(Likelihood):
         conversations = [prompt.messages(row) for row in rows]
         if self.settings.train_on == "last_answer":
             conversations = [last_answer_only(turns) for turns in conversations]
-        return [
-            self.example(tokens, turns, messages, key_of(row))
-            for row, messages, (tokens, turns) in zip(rows, conversations, prompt.encode(conversations), strict=True)
-        ]
-
-    def example(self, tokens: tuple[int, ...], turns: ManyOf[Turn], said: ManyOf[Message], key: str) -> Example:
-        """The answers as targets, each turn with its weight; or every token."""
+        encoded = prompt.encode(conversations)
         if self.settings.train_on == "everything":
-            targets, weights = tuple(range(1, len(tokens))), (1.0,) * (len(tokens) - 1)
-            num_bytes = sum(len(message.content.encode()) for message in said)
+            pairs = zip(conversations, encoded, strict=True)
+            made = [every_token(tokens, spelled_bytes(prompt, said, len(tokens))) for said, (tokens, _) in pairs]
         else:
-            targets = tuple(index for turn in turns for index in range(turn.start, turn.stop))
-            weights = tuple(turn.weight for turn in turns for _ in range(turn.start, turn.stop))
-            num_bytes = sum(turn.num_bytes for turn in turns)
-        return Example((Sequence(tokens, targets, weights),), num_bytes=num_bytes, key=key)
+            made = [answers_only(tokens, turns) for tokens, turns in encoded]
+        return [replace(example, key=key_of(row)) for row, example in zip(rows, made, strict=True)]
+
+
+def answers_only(tokens: tuple[int, ...], turns: ManyOf[Turn]) -> Example:
+    """The answers as targets, each turn with its weight."""
+    targets = tuple(index for turn in turns for index in range(turn.start, turn.stop))
+    weights = tuple(turn.weight for turn in turns for _ in range(turn.start, turn.stop))
+    return Example((Sequence(tokens, targets, weights),), num_bytes=sum(turn.num_bytes for turn in turns))
+
+
+def every_token(tokens: tuple[int, ...], num_bytes: int) -> Example:
+    """Every token but the first as a target."""
+    targets = tuple(range(1, len(tokens)))
+    return Example((Sequence(tokens, targets, (1.0,) * len(targets)),), num_bytes=num_bytes)
+
+
+def spelled_bytes(prompt: Dialogue, turns: ManyOf[Message], num_tokens: int) -> int:
+    """UTF-8 bytes of the text that a conversation's tokens spell, from the second to the last of `num_tokens`.
+
+    Headings and the names of roles are text; special tokens are none. A character of several tokens is counted once.
+    """
+    (whole,) = prompt.written([prompt.render(turns, ask=False)])
+    special = special_tokens(prompt.tokenizer)
+    ends = [*whole.starts[1:], len(whole.text)]
+    return sum(
+        len(whole.text[whole.starts[index] : ends[index]].encode())
+        for index in range(1, num_tokens)
+        if whole.tokens[index] not in special
+    )
 
 
 def last_answer_only(turns: tuple[Message, ...]) -> tuple[Message, ...]:

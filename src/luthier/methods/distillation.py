@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from luthier.corpus.lines import Problem
 from luthier.corpus.wire import kind_of
-from luthier.methods.base import Ask, Batch, Candidates, Example, LossOut, Outputs, Scores, per_row
+from luthier.methods.base import Ask, Batch, Candidates, Example, LossOut, Outputs, Scores, bits_per_byte, per_row
 from luthier.methods.conversations import ConversationSft
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Distil, Sft
@@ -128,12 +128,16 @@ class Distillation:
 
     def scores(self, outputs: Outputs, batch: Batch) -> Scores:
         """Nats of divergence per position, and bits per byte of the rows' own answers."""
+        assert outputs.logprobs_M is not None and batch.teacher_M is not None
         kl_Q, weight_Q, row_Q = self.divergences(outputs, batch)
-        own_M, weight_M = own_nats(outputs, batch)
-        nats_B, positions_B = (per_row(values, batch.row_M, batch.num_rows) for values in (own_M, weight_M))
+        _, weight_M = own_nats(outputs, batch)
+        own = Outputs(logprobs_M=torch.where(batch.teacher_M.isnan(), outputs.logprobs_M.double(), 0.0))
         return {
-            "kl": (per_row(kl_Q * weight_Q, row_Q, batch.num_rows), positions_B),
-            "bits_per_byte": (nats_B / torch.log(nats_B.new_tensor(2.0)), batch.bytes_B),
+            "kl": (
+                per_row(kl_Q * weight_Q, row_Q, batch.num_rows),
+                per_row(weight_M, batch.row_M, batch.num_rows),
+            ),
+            "bits_per_byte": bits_per_byte(own, batch),
         }
 
     def divergences(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,6 +69,15 @@ class Passing(Protocol):
 
 
 @runtime_checkable
+class Noting(Protocol):
+    """A method that takes some records otherwise than they are, or than its settings ask."""
+
+    def noted(self, record: Record, row: Any) -> str | None:
+        """What is to be said of a record and the row it gave, counted in a note: "have ...". None: nothing."""
+        ...
+
+
+@runtime_checkable
 class Scaled(Protocol):
     """A method whose outputs get a scale once it is trained."""
 

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from luthier.corpus.formats import json_type
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.checks import Refused, check_record
+from luthier.corpus.shapes.pair_scores import pair_score_columns, read_pair_scores
 from luthier.corpus.shapes.provenance import filled, provenance_columns
 from luthier.corpus.wire import kind_of
-from luthier.records import Record, Source
+from luthier.records import Preference, Record, Source
 
 Row = Mapping[str, object]
 
@@ -75,17 +76,18 @@ class RowShape(ABC):
         """The row of a record of one of `kinds`; raises Refused where it has no place."""
 
     def places(self, row: Row) -> list[Row]:
-        """Where provenance may stand, most trusted first."""
+        """Where provenance, and the scores of a pair, may stand, most trusted first."""
         return [row, *(value for name in ("metadata", "meta") if isinstance(value := row.get(name), Mapping))]
 
     def placed(self, row: dict[str, object], columns: dict[str, object]) -> dict[str, object]:
-        """The row with its provenance."""
+        """The row with its provenance, and the scores of a pair."""
         return {**row, **columns}
 
     def read(self, row: Row, source: Source) -> list[Record | Problem]:
         """The records of a row. Several of one row share a group, so that a split cannot part them."""
+        places = self.places(row)
         try:
-            found = self.records(row, filled(source, self.places(row)))
+            found = [with_scores(item, places) for item in self.records(row, filled(source, places))]
         except Refused as refused:
             return [refused.problem]
         items = [item if isinstance(item, Problem) else checked(item) for item in found]
@@ -98,9 +100,17 @@ class RowShape(ABC):
             detail = f'"{self.name}" rows have no place for the kind "{kind_of(record)}"; they take: {takes}.'
             return Problem("wrong_kind", detail)
         try:
-            return self.placed(self.row(record), provenance_columns(record.source))
+            scores = pair_score_columns(record.scores) if isinstance(record, Preference) else {}
+            return self.placed(self.row(record), {**provenance_columns(record.source), **scores})
         except Refused as refused:
             return refused.problem
+
+
+def with_scores(item: Record | Problem, places: Sequence[Row]) -> Record | Problem:
+    """A pair with the scores that its row has; anything else as it is."""
+    if not isinstance(item, Preference) or item.scores is not None:
+        return item
+    return replace(item, scores=read_pair_scores(places))
 
 
 def checked(record: Record) -> Record | Problem:

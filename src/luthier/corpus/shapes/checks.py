@@ -143,6 +143,8 @@ def check_prompt(turns: Sequence[Message]) -> None:
     if not turns:
         raise Refused("no_prompt", "there is no prompt. Give the row one, or remove it.")
     check_turns(turns, "prompt: ")
+    if not any(turn.role == "user" for turn in turns):
+        raise Refused("no_user_turn", "the prompt has no turn of the user's.")
     if turns[-1].role not in ("user", "tool"):
         last = f"the prompt ends with {POSSESSIVE[turns[-1].role]} turn (turn {len(turns)})"
         raise Refused("ends_with_answer", f"{last}; the last must be the user's.")
@@ -160,8 +162,19 @@ def check_preference(record: Preference) -> None:
         check_turns((*record.prompt, *answer), f"prompt and {name}: ")
         if answer[0].role != "assistant" or answer[-1].role != "assistant":
             raise Refused("no_answer", f'"{name}" must begin and end with the assistant\'s turn.')
-    if [turn.content for turn in record.chosen] == [turn.content for turn in record.rejected]:
+        if not any(turn.role == "assistant" and turn.weight > 0 for turn in answer):
+            detail = f'every turn of the assistant\'s in "{name}" has weight 0, so nothing of it is compared.'
+            raise Refused("nothing_trained", f"{detail} Leave the weights out, or the row.")
+    if said_until_learnt(record.chosen) == said_until_learnt(record.rejected):
         raise Refused("same_answers", "chosen and rejected are the same. Remove the row.")
+    if record.scores is not None:
+        check_scores(record.scores, 2)
+
+
+def said_until_learnt(turns: Sequence[Message]) -> list[str]:
+    """What an answer says up to its last turn of the assistant's with a weight: what comes later is not compared."""
+    last = max((n for n, turn in enumerate(turns) if turn.role == "assistant" and turn.weight > 0), default=-1)
+    return [turn.content for turn in turns[: last + 1]]
 
 
 def check_ranking(record: Ranking) -> None:
@@ -171,17 +184,24 @@ def check_ranking(record: Ranking) -> None:
         raise Refused("too_few_answers", f"{len(record.answers)} answer; a ranking needs two or more.")
     for number, answer in enumerate(record.answers, start=1):
         check_text(f"answer {number}", answer)
+    if len({answer.strip() for answer in record.answers}) == 1:
+        raise Refused("same_answers", "all answers are the same: there is no order to learn. Remove the row.")
     if record.scores is None:
         return
-    if len(record.scores) != len(record.answers):
-        raise Refused("unequal_lengths", f"{len(record.answers)} answers, but {len(record.scores)} scores.")
-    for number, score in enumerate(record.scores, start=1):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            raise Refused("wrong_type", f"score {number} is {score!r}; it must be a number.")
+    check_scores(record.scores, len(record.answers))
     if any(before < after for before, after in pairwise(record.scores)):
         raise Refused("bad_order", "the answers are not in the order of their scores, best first.")
     if record.scores[0] == record.scores[-1]:
         raise Refused("only_ties", "all answers are tied: there is no order to learn. Remove the row.")
+
+
+def check_scores(scores: Sequence[object], num_answers: int) -> None:
+    """Raise Refused where there is not one finite score for each answer."""
+    if len(scores) != num_answers:
+        raise Refused("unequal_lengths", f"{num_answers} answers, but {len(scores)} scores.")
+    for number, score in enumerate(scores, start=1):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise Refused("wrong_type", f"score {number} is {score!r}; it must be a number.")
 
 
 def check_rating(record: Rating) -> None:
@@ -196,9 +216,10 @@ def check_rating(record: Rating) -> None:
 
 
 def check_tags(words: Sequence[str], tags: Sequence[str]) -> None:
-    """Raise Refused where words and tags do not match, or a BIO tag cannot follow the one before it.
+    """Raise Refused where words and tags do not match, or a tag of BIOES or BILOU cannot follow the one before it.
 
-    Tags are taken for BIO (or BIOES, BILOU) where each is O or has such a prefix; other tags follow each other freely.
+    Tags are taken for such where each is O or has such a prefix; other tags follow each other freely. So do B and I
+    alone: in IOB1 an I begins an entity where no other of its type stands before it.
     """
     if not words:
         raise Refused("empty_text", "there are no words. Remove the row.")
@@ -207,7 +228,7 @@ def check_tags(words: Sequence[str], tags: Sequence[str]) -> None:
     for number, (word, tag) in enumerate(zip(words, tags, strict=True), start=1):
         check_text(f"word {number}", word)
         check_text(f"tag {number}", tag)
-    if not all(CHUNK_TAG.fullmatch(tag) for tag in tags):
+    if not all(CHUNK_TAG.fullmatch(tag) for tag in tags) or all(tag[0] in "BIO" for tag in tags):
         return
     for number, (before, tag) in enumerate(pairwise(("O", *tags)), start=1):
         inside = tag[0] in "IEL" and tag != "O"

@@ -123,10 +123,17 @@ def as_completion(record: Conversation) -> list[Record]:
 
 def preferences(record: Ranking, pairs: Pairs) -> list[Record]:
     """Pairs of answers of different rank and text, the better one chosen."""
-    scores = record.scores or tuple(-float(index) for index in range(len(record.answers)))
+    known = record.scores
+    scores = known or tuple(-float(index) for index in range(len(record.answers)))
     places = [(0, len(record.answers) - 1)] if pairs == "ends" else list(combinations(range(len(record.answers)), 2))
     made: list[Record] = [
-        Preference(record.prompt, answer_turn(record.answers[best]), answer_turn(record.answers[worst]), record.source)
+        Preference(
+            record.prompt,
+            answer_turn(record.answers[best]),
+            answer_turn(record.answers[worst]),
+            record.source,
+            (scores[best], scores[worst]) if known else None,
+        )
         for best, worst in places
         if scores[best] > scores[worst] and record.answers[best] != record.answers[worst]
     ]
@@ -147,9 +154,10 @@ def ratings(record: Preference) -> list[Record]:
 
 
 def as_ranking(record: Preference) -> list[Record]:
-    """Two answers, best first."""
+    """Two answers, best first; scores stay where they say the same."""
     answers = only_turn(record.chosen, "ranking"), only_turn(record.rejected, "ranking")
-    return [Ranking(record.prompt, answers, record.source)]
+    agreeing = record.scores is not None and record.scores[0] > record.scores[1]
+    return [Ranking(record.prompt, answers, record.source, record.scores if agreeing else None)]
 
 
 def only_turn(turns: Sequence[Message], to: str) -> str:

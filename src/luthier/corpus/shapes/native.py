@@ -26,11 +26,11 @@ class Native(RowShape):
         return isinstance(row.get("kind"), str) and row["kind"] in KINDS and isinstance(row.get("source"), Mapping)
 
     def places(self, row: Row) -> list[Row]:
-        """None: the record's own source is taken."""
+        """None: the record's own source, and its own scores, are taken."""
         return []
 
     def placed(self, row: dict[str, object], columns: dict[str, object]) -> dict[str, object]:
-        """The source is in the row already."""
+        """All is in the row already."""
         return row
 
     def records(self, row: Row, source: Source) -> list[Record]:

@@ -95,6 +95,9 @@ def read_answer(value: object, name: str) -> str:
     turns = read_turns([value] if isinstance(value, Mapping) else value, name)
     if len(turns) != 1 or turns[0].role != "assistant":
         raise Refused("several_turns", f'"{name}" has {len(turns)} turns; it must be one turn, the assistant\'s.')
+    if turns[0].weight != 1:
+        detail = f'"{name}" has the weight {turns[0].weight!r}, but an answer that was judged counts whole.'
+        raise Refused("weighted_turns", f"{detail} Leave the weight out, or the row.")
     return turns[0].content
 
 

@@ -41,7 +41,8 @@ class ClassifyHead:
     def fitted(self, rows: ManyOf[Labelled]) -> ClassifyHead:
         """With the labels of the training rows and their weights."""
         counts = Counter(row.label for row in rows)
-        labels = base.labels_of(counts, self.settings.labels, self.name)
+        present = base.labels_of(counts, (), self.name)
+        labels = tuple(self.settings.labels) or present
         weights = base.class_weights(counts, labels, self.settings.class_weights)
         return replace(self, labels=labels, label_weights=weights)
 

@@ -46,6 +46,14 @@ def well_formed(tags: Sequence[str]) -> bool:
     return all(map(follows, ("O", *tags), tags))
 
 
+def as_bio(tags: Sequence[str]) -> tuple[str, ...]:
+    """Tags with a B where an I begins an entity, which is how IOB1 writes most of them. BIOES and BILOU stay."""
+    if any(tag[0] not in "BIO" for tag in tags):
+        return tuple(tags)
+    pairs = zip(("O", *tags), tags, strict=False)
+    return tuple(tag if follows(before, tag) else f"B{tag[1:]}" for before, tag in pairs)
+
+
 def likeliest(scores_WL: NDArray[np.float64], tags: Sequence[str]) -> list[int]:
     """The well-formed tags of W words with the greatest sum of scores, as indices: Viterbi's algorithm.
 

@@ -15,7 +15,7 @@ from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores, per_row
 from luthier.methods.heads import base, losses
-from luthier.methods.heads.spans import agreement, entities, inside, is_chunk_tag, likeliest, well_formed
+from luthier.methods.heads.spans import agreement, as_bio, entities, inside, is_chunk_tag, likeliest, well_formed
 from luthier.methods.heads.texts import word_sequences
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Tag
@@ -45,7 +45,7 @@ class TagHead:
         return "entity_f1" if self.settings.scheme == "bio" else "word_accuracy"
 
     def accept(self, record: Record) -> list[Tagged] | Problem:
-        """Words with tags of the scheme, and of the settings' tags where they name some."""
+        """Words with tags of the scheme, IOB1 as BIO, and of the settings' tags where they name some."""
         if not isinstance(record, Tagged):
             advice = "tag takes rows of words and tags, two lists of one length."
             return Problem("wrong_kind", f"a {kind_of(record)} has no tags; {advice}")
@@ -61,7 +61,21 @@ class TagHead:
             problem = base.known(tag, self.settings.tags, "method.tags")
             if problem is not None:
                 return problem
-        return [record]
+        return [replace(record, tags=self.read_tags(record))]
+
+    def read_tags(self, record: Tagged) -> tuple[str, ...]:
+        """The tags, those of IOB1 as BIO, unless the settings name tags and leave out a B that this takes."""
+        if self.settings.scheme == "plain":
+            return record.tags
+        mended, named = as_bio(record.tags), set(self.settings.tags)
+        return record.tags if named and not named.issuperset(mended) else mended
+
+    def noted(self, record: Record, row: Any) -> str | None:
+        """Whether a record's tags are read as others than they are written."""
+        assert isinstance(record, Tagged) and isinstance(row, Tagged)
+        if record.tags == row.tags:
+            return None
+        return "have entities that begin with I, as IOB1 has; they are read as BIO, beginning with B"
 
     def fitted(self, rows: ManyOf[Tagged]) -> TagHead:
         """With the tags of the training rows and their weights; and whether entities begin with a B there."""

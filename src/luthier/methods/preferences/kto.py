@@ -25,7 +25,7 @@ from luthier.methods.base import (
     target_counts,
 )
 from luthier.methods.preferences.losses import kto
-from luthier.methods.preferences.pairs import TIE_NATS, Answered, Turns, answered, only, prompt_key, same_answers, won
+from luthier.methods.preferences.pairs import TIE_NATS, Answered, Turns, answered, no_choice, only, prompt_key, won
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Kto
 from luthier.records import Message, Preference, Rating, Record, Sequence
@@ -51,7 +51,7 @@ class KtoMethod:
     def accept(self, record: Record) -> list[Rated] | Problem:
         """Thumbs, and pairs as two thumbs."""
         if isinstance(record, Preference):
-            return same_answers(record) or [record]
+            return no_choice(record) or [record]
         if isinstance(record, Rating):
             return [record]
         detail = f"a {kind_of(record)} has no thumb. Give prompt, completion and label (true or false), or pairs."

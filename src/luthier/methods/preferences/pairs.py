@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.corpus.lines import Problem
-from luthier.corpus.shapes.convert import convert
+from luthier.corpus.shapes.convert import convert, untrained
 from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Batch, Example, Outputs, Scores, bits_per_byte, sequence_logprobs, target_counts
-from luthier.prompts import Dialogue
+from luthier.prompts import Dialogue, PromptError
 from luthier.records import Message, Preference, Prompt, Ranking, Record, Sequence, Source
 
 Turns = tuple[Message, ...]
@@ -32,12 +32,15 @@ class Pairwise:
     needs_reference: bool = False
 
     def accept(self, record: Record) -> list[Preference] | Problem:
-        """Pairs, and of a ranking all its pairs."""
+        """Pairs, and of a ranking all its pairs of answers that differ."""
         if isinstance(record, Preference):
-            return same_answers(record) or [record]
+            return no_choice(record) or [record]
         if isinstance(record, Ranking):
             made = convert(record, "preference")
-            return made if isinstance(made, Problem) else [pair for pair in made if isinstance(pair, Preference)]
+            if isinstance(made, Problem):
+                return made
+            pairs = [pair for pair in made if isinstance(pair, Preference)]
+            return [pair for pair in pairs if no_choice(pair) is None] or SAME
         detail = f"a {kind_of(record)} has no two answers to choose from. Give prompt, chosen and rejected."
         return Problem("wrong_kind", detail)
 
@@ -68,13 +71,20 @@ class Pairwise:
         return 1.0
 
 
-def same_answers(record: Preference) -> Problem | None:
-    """The problem of a pair that is no choice: both say the same, or nothing."""
+def no_choice(record: Preference) -> Problem | None:
+    """The problem of a pair that is no choice: both say the same, or nothing, or their turns are weighed."""
+    weights = {turn.weight for turn in (*record.chosen, *record.rejected) if turn.role == "assistant"}
+    if not weights <= {0, 1}:
+        detail = f"a turn of an answer has the weight {max(weights - {0, 1}):g}; answers are compared whole."
+        return Problem("weighted_turns", f"{detail} Give their turns weight 1, or 0 where they are context.")
     chosen, rejected = ([turn.content.strip() for turn in turns] for turns in (record.chosen, record.rejected))
     if chosen == rejected:
         what = "empty" if not any(chosen) else "the same but for white space"
         return Problem("same_answers", f"chosen and rejected are {what}. Remove the row.")
     return None
+
+
+SAME = Problem("same_answers", "answers of different rank are the same but for white space. Remove the row.")
 
 
 @dataclass(frozen=True)
@@ -95,14 +105,21 @@ class Answered:
 
 
 def answered(prompt: Dialogue, asked: ManyOf[tuple[Turns, Turns]]) -> list[Answered]:
-    """Sequences of (prompt, answer): the assistant's turns after the prompt are the targets, ends of turn included."""
-    encoded = prompt.encode([prompt.with_system((*question, *answer)) for question, answer in asked])
+    """Sequences of (prompt, answer): the assistant's turns after the prompt are the targets, ends of turn included.
+
+    Turns of the answer with weight 0 are context, as all turns of the prompt are.
+
+    Raises:
+        PromptError: no turn of an answer has a weight; or the template makes no honest prompt of it.
+    """
+    encoded = prompt.encode([prompt.with_system((*untrained(question), *answer)) for question, answer in asked])
     made = []
-    for (_, answer), (tokens, turns) in zip(asked, encoded, strict=True):
-        own = turns[-sum(turn.role == "assistant" for turn in answer) :]
-        targets = tuple(index for turn in own for index in range(turn.start, turn.stop))
+    for tokens, turns in encoded:
+        if not turns:
+            raise PromptError("every turn of the answer has weight 0, or nobody asked: there is nothing to compare.")
+        targets = tuple(index for turn in turns for index in range(turn.start, turn.stop))
         sequence = Sequence(tokens, targets, (1.0,) * len(targets))
-        made.append(Answered(sequence, own[0].start, sum(turn.num_bytes for turn in own)))
+        made.append(Answered(sequence, turns[0].start, sum(turn.num_bytes for turn in turns)))
     return made
 
 

@@ -12,15 +12,21 @@ from torch import Tensor, nn
 
 from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of, kind_of
+from luthier.errors import DataError
 from luthier.methods.base import MAIN, Batch, Example, LossOut, Outputs, Scores
 from luthier.methods.heads.base import described
 from luthier.methods.preferences.losses import bradley_terry, plackett_luce
-from luthier.methods.preferences.pairs import Turns, answered, prompt_key, same_answers
+from luthier.methods.preferences.pairs import SAME, Turns, answered, no_choice, prompt_key
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Reward
 from luthier.records import Message, Preference, Ranking, Record, Sequence
 
 Ranked = Ranking | Preference
+NO_SCORES = (
+    "reward: method.use_margins asks for leads as wide as the gaps of the scores, but none of the {count:,} training "
+    "rows has scores that differ. Give pairs score_chosen and score_rejected (or margin) and rankings scores, or leave "
+    "use_margins out."
+)
 GAPS = ("small", "middle", "large")  # thirds of the training pairs by how far their scores lie apart
 
 
@@ -40,20 +46,38 @@ class RewardMethod:
     def accept(self, record: Record) -> list[Ranked] | Problem:
         """Pairs and rankings."""
         if isinstance(record, Preference):
-            return same_answers(record) or [record]
+            return no_choice(record) or self.contradiction(record) or [record]
         if isinstance(record, Ranking):
             if record.scores is not None and record.scores[0] == record.scores[-1]:
                 return Problem("only_ties", "all answers have the same score: there is no order to learn.")
-            return [record]
+            return SAME if ranks_twins(record) else [record]
         detail = f"a {kind_of(record)} has no answers in an order. Give prompt, chosen and rejected, or a ranking."
         return Problem("wrong_kind", detail)
 
     def fitted(self, rows: ManyOf[Ranked]) -> RewardMethod:
-        """The method with the thirds of the training pairs' score gaps, where rows have scores."""
-        scored = [row.scores for row in rows if isinstance(row, Ranking) and row.scores is not None]
+        """The method with the thirds of the training pairs' score gaps, where rows have scores.
+
+        Raises:
+            DataError: margins are asked for, and no row has scores that differ.
+        """
+        scored = [scores for row in rows if (scores := known_scores(row))]
+        if self.settings.use_margins and not scored:
+            raise DataError(NO_SCORES.format(count=len(rows)))
         gaps = sorted(a - b for scores in scored for i, a in enumerate(scores) for b in scores[i + 1 :] if a > b)
         edges = (gaps[len(gaps) // 3], gaps[2 * len(gaps) // 3]) if len(gaps) >= len(GAPS) else ()
         return replace(self, gap_edges=edges if len(set(edges)) == len(edges) else ())
+
+    def contradiction(self, record: Preference) -> Problem | None:
+        """The problem of a pair whose scores prefer the rejected answer, where they are asked for margins."""
+        if not self.settings.use_margins or record.scores is None or record.scores[0] >= record.scores[1]:
+            return None
+        detail = "the rejected answer has the higher score, so there is no margin to ask for."
+        return Problem("bad_order", f"{detail} Mend the row, or leave method.use_margins out.")
+
+    def noted(self, record: Record, row: Any) -> str | None:
+        """Whether margins are asked for and a row has none."""
+        missing = self.settings.use_margins and not known_scores(row)
+        return "have no scores that differ, so method.use_margins asks no lead of them" if missing else None
 
     def scale(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """Mean and deviation of the rewards; a deviation of 0, where all are the same, is written as 1."""
@@ -78,7 +102,7 @@ class RewardMethod:
         return [
             Example(
                 tuple(read_last(next(flat).sequence) for _ in ranked(row)),
-                (row.scores or ()) if isinstance(row, Ranking) else (),
+                known_scores(row),
                 key=key_of(row),
                 group=row.source.group or prompt_key(row.prompt),
             )
@@ -127,6 +151,20 @@ def ranked(row: Ranked) -> list[Turns]:
     if isinstance(row, Preference):
         return [row.chosen, row.rejected]
     return [(Message("assistant", answer),) for answer in row.answers]
+
+
+def known_scores(row: Ranked) -> tuple[float, ...]:
+    """The scores of a row's answers, best first; none of a pair where they do not set chosen above rejected."""
+    if row.scores is None or (isinstance(row, Preference) and not row.scores[0] > row.scores[1]):
+        return ()
+    return row.scores
+
+
+def ranks_twins(record: Ranking) -> bool:
+    """Whether two answers of different rank are the same but for white space."""
+    levels = record.scores or tuple(range(len(record.answers)))
+    places = {(answer.strip(), level) for answer, level in zip(record.answers, levels, strict=True)}
+    return len(places) > len({answer for answer, _ in places})
 
 
 def read_last(sequence: Sequence) -> Sequence:
