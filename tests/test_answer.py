@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from luthier import stages
 from luthier.adapters import load_adapter
 from luthier.errors import DataError, RunError
+from luthier.files import write_checksums
 from luthier.generation.sampling import Sampling
 from luthier.records import Message
 from luthier.stages.answer import Answerer, load
@@ -209,6 +210,7 @@ def test_tasks_of_one_stage(run, tmp_path):
     (copy / "result.json").write_text(json.dumps(result))
     dialogue = copy / "stages" / "02-talk" / "adapter" / "dialogue.json"
     dialogue.write_text(json.dumps({"stars": {}, "talk": {"layout": "plain", "system": ""}}))
+    write_checksums(dialogue.parent)
     assert load(copy, "talk").dialogue.style == "plain"
     with pytest.raises(RunError, match=r'stage "talk" has no task "tolk" \(its tasks: stars, talk\)'):
         load(copy, "talk", "tolk")

@@ -11,7 +11,10 @@ from families import tiny_model
 from luthier.adapters import Plain
 from luthier.errors import RecipeError, TrainingError
 from luthier.methods.base import Example, make_batch
+from luthier.methods.conversations import ConversationSft
+from luthier.methods.heads import ClassifyHead
 from luthier.methods.masked import MaskedLm
+from luthier.methods.several import Part, Several
 from luthier.models.encoders import without_dropout
 from luthier.recipe import Lora, parse_recipe
 from luthier.recipe.adapters import Full
@@ -264,6 +267,15 @@ def test_dropout_below_the_cut_is_refused(deep_path, tmp_path):
 def test_rows_that_vary_are_refused():
     with pytest.raises(TrainingError, match="cache_below: mlm learns from a row in another form at each step"):
         refuse_varying(tune_of(cache_below=True), MaskedLm())
+    both = Several({"a": Part(ClassifyHead(), 0.5), "b": Part(MaskedLm(), 0.5)})
+    with pytest.raises(TrainingError, match="cache_below: mlm learns from a row in another form at each step"):
+        refuse_varying(tune_of(cache_below=True), both)
+
+
+def test_several_tasks_whose_rows_stay_as_they_are_are_kept():
+    refuse_varying(
+        tune_of(cache_below=True), Several({"a": Part(ClassifyHead(), 0.5), "b": Part(ConversationSft(), 0.5)})
+    )
 
 
 @pytest.mark.parametrize(

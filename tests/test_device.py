@@ -45,6 +45,14 @@ def stage_recipe(name: str, model: Path, tune: dict) -> dict:
     return values | {"model": str(model), "precision": "float32", "judge": {"resamples": 200}}
 
 
+def continued_recipe(model: Path) -> dict:
+    """A regression trained on as another one: another scale, so a fresh head of the same size."""
+    values = stage_recipe("regress", model, {"adapter": {"kind": "lora", "rank": 2}})
+    (stage,) = values["stages"]
+    other = {**stage, "name": "second", "start": "continue", "data": {**stage["data"], "max_rows": 8}}
+    return values | {"stages": [stage, other]}
+
+
 @pytest.fixture(scope="module")
 def jobs(tiny_path, tmp_path_factory):
     """Recipes by name, and the results of all of them on the pretended device."""
@@ -53,6 +61,7 @@ def jobs(tiny_path, tmp_path_factory):
     write_rows(folder / "train.jsonl", 20, 1)
     write_rows(folder / "test.jsonl", 8, 2)
     recipes = {name: stage_recipe(name, tiny_path, tune) for name, tune in STAGES.items()}
+    recipes["continued"] = continued_recipe(tiny_path)
     run = run_recipe(folder, precision="float32").model_dump(mode="json", exclude_unset=True)
     recipes["run"] = run
     recipes |= {f"{name} rounded": recipes[name] | {"precision": "bfloat16"} for name in ROUNDED}
@@ -76,6 +85,13 @@ def test_a_stage_learns_the_same_there(name, jobs, tmp_path):
         for when in ("before", "after"):
             here, there = values[when]["value"], found[name]["stages"][0]["figures"][figure][when]["value"]
             assert (here is None and there is None) or math.isclose(here, there, rel_tol=2e-3, abs_tol=2e-3), figure
+
+
+def test_a_fresh_head_over_a_continued_adapter_is_moved_there(jobs):
+    """In the place of a saved one of its size that answers another question."""
+    stages = jobs[1]["continued"]["stages"]
+    described = [json.loads((Path(stage["adapter"]) / "method.json").read_text()) for stage in stages]
+    assert described[0] != described[1] and stages[1]["training"]["steps"] > 0
 
 
 @pytest.mark.parametrize("name", ROUNDED)

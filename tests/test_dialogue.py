@@ -290,7 +290,19 @@ def test_targets_and_weights_by_hand():
     assert last.sequences[0].targets == sequence.targets[2:] and last.num_bytes == len("Arts goal")
     whole = learn(prompt, *turns, train_on="everything")
     assert whole.sequences[0].targets == tuple(range(1, len(sequence.tokens)))
-    assert set(whole.sequences[0].weights) == {1.0} and whole.num_bytes == 35
+    text = "user\nText\nassistant\nSports\nuser\nText\nassistant\nPolitics\nuser\nText\nassistant\nArts goal"
+    assert set(whole.sequences[0].weights) == {1.0} and whole.num_bytes == len(text), "special tokens spell nothing"
+
+
+def test_every_token_spells_what_stands_there_headings_and_characters_of_several_tokens():
+    turns = (Message("system", "Be kind."), *talk("Größe 🎻?", "Maß"))
+    prompt = dialogue(style="hash")
+    whole = learn(prompt, *turns, train_on="everything")
+    text = prompt.render(turns, ask=False)
+    assert "### Instruction" in text and text.endswith(prompt.tokenizer.eos_token)
+    spelled = text.removesuffix(prompt.tokenizer.eos_token).encode()
+    first = prompt.tokenizer.decode(whole.sequences[0].tokens[:1]).encode()
+    assert whole.num_bytes == len(spelled) - len(first), "the first token is not predicted"
 
 
 def test_the_last_answer_with_a_weight_is_the_last_and_nothing_stands_behind_it():
@@ -349,5 +361,5 @@ def test_all_turns_in_one_pass_equal_one_pass_per_turn(tiny_path):
     assert float(loss.total) == pytest.approx(sum(float(one.total) for one in losses), rel=1e-6)
     assert loss.weight == sum(one.weight for one in losses) == 2 + 0.5 * 3 + 2
     bits, num_bytes = method.scores(together, whole)["bits_per_byte"]
-    assert float(bits) == pytest.approx(float(loss.total) / 0.6931471805599453, rel=1e-6)
+    assert float(bits) == pytest.approx(-float(together.logprobs_M.sum()) / 0.6931471805599453, rel=1e-6)
     assert num_bytes.tolist() == [len("Sports") + len("Politics goal") + len("Arts")]

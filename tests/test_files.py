@@ -15,8 +15,10 @@ from luthier.files import (
     check_folder,
     content_hash,
     new_folder,
+    require_whole,
     restore_below,
     sha256,
+    write_checksums,
     write_json,
     write_text,
 )
@@ -175,3 +177,29 @@ def test_a_closed_folder_is_named(tmp_path):
 def test_content_hash_goes_by_content():
     assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1})
     assert len({content_hash(*values) for values in ([1], ["1"], [[1]], [1, 1], [{"a": 1}], [{"a": 2}], [None])}) == 7
+
+
+def test_others_may_read_what_the_users_umask_lets_them(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+        with new_folder(tmp_path / "out") as aside:
+            write_text(aside / "b.txt", "y")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == (tmp_path / "out" / "b.txt").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path):
+    require_whole(tmp_path)  # one without checksums is not judged
+    with new_folder(tmp_path / "out") as aside:
+        write_text(aside / "a.txt", "x")
+    require_whole(tmp_path / "out")
+    (tmp_path / "out" / "a.txt").write_text("y")
+    with pytest.raises(RunError, match=r"a\.txt missing, or not as written"):
+        require_whole(tmp_path / "out")
+    write_checksums(tmp_path / "out")
+    require_whole(tmp_path / "out")
+    (tmp_path / "out" / "checksums.json").write_text("[1]")
+    assert check_folder(tmp_path / "out") == ["checksums.json"]

@@ -12,7 +12,19 @@ SOURCE = Path(__file__).parent.parent / "src" / "luthier"
 # Lowest first. A package may import itself and lower floors; imports inside functions and for type checkers
 # count. The modules of the ground floor may import each other.
 FLOORS = (
-    ("errors", "files", "processes", "progress", "recipe", "records", "run_folder", "runtime", "signals", "stopped"),
+    (
+        "errors",
+        "files",
+        "locks",
+        "processes",
+        "progress",
+        "recipe",
+        "records",
+        "run_folder",
+        "runtime",
+        "signals",
+        "stopped",
+    ),
     ("corpus", "forest", "kernels", "prompts", "report"),
     ("adapters", "methods", "models", "generation"),
     ("training", "peek"),
@@ -39,7 +51,7 @@ KNOWS_NOTHING_OF = {
     "synthetic": {"methods", "training", "evaluation", "pipeline", "cli", "report"},
     "evaluation": {"pipeline", "cli", "report", "corpus", "run_folder"},
 }
-LIGHT = ("errors", "files", "progress", "recipe", "records", "run_folder", "signals", "stopped")
+LIGHT = ("errors", "files", "locks", "progress", "recipe", "records", "run_folder", "signals", "stopped")
 HEAVY = {"torch", "transformers", "peft", "sklearn"}
 
 

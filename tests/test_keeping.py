@@ -11,16 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.errors import RecipeError, RunError
+from luthier.corpus.wire import key_of
+from luthier.errors import DataError, RecipeError, RunError
 from luthier.files import sha256
 from luthier.methods import HeadMethod
 from luthier.methods.base import make_batch
 from luthier.models import load_model
+from luthier.progress import Silent
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Lora, Training
 from luthier.recipe.stages import TrainRecipe, parse_stages
 from luthier.stages import train
+from luthier.stages.chain import Left
 from luthier.stages.keeping import lost, matrix, note
+from luthier.stages.run import Stages
 from luthier.stopped import Stopped
 from luthier.training.anchor import (
     adapter_parameters,
@@ -360,6 +364,46 @@ def test_preferences_are_replayed_and_scored_against_their_own_reference(tiny_pa
     shutil.rmtree(tmp_path / "run" / "stages" / "01-both" / "tasks" / "pairs" / "reference")
     stages[1] = {**stages[1], "keep": {"replay_share": 0.3}}
     with pytest.raises(RunError, match=r"reference: the reference log-probabilities of an earlier stage are gone"):
+        train(recipe_of(tiny_path, stages), tmp_path / "run")
+
+
+def test_rows_that_the_stage_is_judged_by_are_not_replayed(tiny_path, tmp_path):
+    """One file for both stages, split otherwise: what the second holds out is left out of the replay, and said."""
+    rows = rows_file(tmp_path / "rows.jsonl", "Text", (" Sports", " Politics"))
+    tune = {"epochs": 1, "batch_size": 8, "memory": {"predict": False}, "adapter": {"rank": 2}}
+    stages = [
+        {"name": "first", "method": "sft", "data": {"train": rows, "test_share": 0.1}, "tune": tune},
+        {"name": "second", "method": "sft", "data": {"train": rows, "test_share": 0.4}, "tune": tune,
+         "start": "continue", "keep": {"replay_share": 0.5}},
+    ]  # fmt: skip
+    whole = Stages(recipe_of(tiny_path, stages), tmp_path / "run", Silent())
+    first = whole.stage_run(1, Left(str(tiny_path)), ())
+    first.run()
+    second = whole.stage_run(2, first.left, (first,))
+    _, _, plan = second.ready()
+    test, validation = ({row.prompt for row in part} for part in (second.rows.test, second.rows.validation))
+    prompts = {key_of(row): row.prompt for part in (first.rows.train, first.rows.validation) for row in part}
+    learnt = {prompts[row.key] for row in plan.train if row.task == "first/main"}
+    judged = {prompts[row.key] for row in plan.validation if row.task == "first/main"}
+    wanted = {row.prompt for row in first.rows.train} - test - validation
+    assert learnt == wanted and judged == {row.prompt for row in first.rows.validation} - test
+    num_lost = len(first.rows.train) + len(first.rows.validation) - len(learnt) - len(judged)
+    assert num_lost > 10 and second.rows.ledger.notes == [
+        f"{num_lost} rows of earlier stages are not replayed: their prompt, text or group stands in this stage's "
+        "validation or test rows."
+    ]
+
+
+def test_a_replay_without_a_row_left_is_refused(tiny_path, tmp_path):
+    rows = rows_file(tmp_path / "rows.jsonl", "Text", (" Sports", " Politics"))
+    others = rows_file(tmp_path / "others.jsonl", "Classify", (" Sports", " Politics"))
+    tune = {"epochs": 1, "batch_size": 8, "memory": {"predict": False}, "adapter": {"rank": 2}}
+    stages = [
+        {"name": "first", "method": "sft", "data": {"train": rows}, "tune": tune},
+        {"name": "second", "method": "sft", "data": {"train": others, "test": rows}, "tune": tune,
+         "keep": {"replay_share": 0.5}},
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="second: keep.replay_share: no row of an earlier stage is left to be replayed"):
         train(recipe_of(tiny_path, stages), tmp_path / "run")
 
 

@@ -174,6 +174,19 @@ def test_a_later_stage_starts_from_the_one_before(tiny_path, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "done").rglob("*"))} == before
 
 
+def test_a_stage_with_a_teacher_is_tested(tiny_path, tmp_path):
+    path = stage_recipe(tmp_path, tiny_path)
+    values = yaml.safe_load(path.read_text())
+    talks = [{"prompt": f"{text} {i}", "completion": label} for label, texts in TEXTS.items() for i, text in
+             enumerate(texts)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    values["stages"] = [{**values["stages"][0], "method": {"kind": "distil", "teacher": str(tiny_path)}}]
+    path.write_text(yaml.safe_dump(values))
+    found = find_rate(path, tmp_path / "out", steps=12, rates=(1e-5, 1e-2))
+    assert found["points"][0]["rate"] == 1e-5 and len(found["points"]) > 1
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["lr_find.json", "lr_find.svg"]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 import luthier
-from luthier.errors import RunError
+from luthier.errors import DataError, RunError
+from luthier.files import write_checksums
 from luthier.pipeline import Pipeline
 from luthier.progress import Silent
 from luthier.recipe import ALL_ARMS, parse_recipe
@@ -202,9 +204,13 @@ def test_stop_in_the_refit_goes_on_there(setting):
 
 
 def test_the_refit_sees_every_row(setting):
-    result = luthier.run(recipe(setting, arms=["tuned"]), setting / "refit")["training"]
+    heard = Heard()
+    result = luthier.run(recipe(setting, arms=["tuned"]), setting / "refit", listener=heard)["training"]
     assert result["refit"]["rows"] == result["rows"] + 6 == 60  # 20 rows a label, 2 of each set aside
     assert result["refit"]["steps"] == 30  # 4 epochs of 60 rows in batches of 8
+    learnt = f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters learn "
+    assert any(text.startswith(learnt) for text in heard.said)
+    assert result["total_seconds"] == result["seconds"] + result["validation_seconds"] > result["seconds"]
     without = luthier.run(recipe(setting, arms=["tuned"], tune={"refit": False}), setting / "no-refit")["training"]
     assert without["refit"] is None and without["temperature"] == result["temperature"]
     assert without["curve"] == result["curve"] and without["seconds"] < result["seconds"]
@@ -234,8 +240,97 @@ def test_adapter_refuses_another_model(finished, tmp_path):
         (adapter / file.name).write_bytes(file.read_bytes())
     stored = json.loads((adapter / "prompt.json").read_text())
     (adapter / "prompt.json").write_text(json.dumps({**stored, "model_sha256": "0" * 64}))
+    write_checksums(adapter)
     with pytest.raises(RunError, match="is not the one the adapter was trained on"):
         luthier.load(adapter)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors", "prompt.json"])
+@pytest.mark.parametrize("harm", ["gone", "flipped", "cut"])
+def test_a_damaged_adapter_is_refused_and_the_next_run_mends_it(finished, name, harm):
+    folder, _ = finished
+    file = folder / "run" / "adapter" / name
+    before = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(before[:-9] if harm == "cut" else before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
+    with pytest.raises(RunError, match=f"{name} missing, or not as written. Run the recipe again"):
+        luthier.load(folder / "run")
+    heard = Heard()
+    luthier.run(recipe(folder), folder / "run", listener=heard)
+    assert file.read_bytes() == before
+    assert heard.cached["training"] and not heard.cached["tuned"]
+    luthier.load(folder / "run")
+
+
+def test_without_adapter_and_weights_of_the_training_it_is_trained_again(setting):
+    asked = recipe(setting, arms=["tuned"], tune={"epochs": 1})
+    luthier.run(asked, setting / "emptied")
+    weights = (setting / "emptied" / "adapter" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(setting / "emptied" / "adapter")
+    for best in (setting / "emptied" / "training").rglob("best/adapter_model.safetensors"):
+        best.unlink()
+    heard = Heard()
+    luthier.run(asked, setting / "emptied", listener=heard)
+    assert not heard.cached["training"]
+    assert (setting / "emptied" / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_one_run_folder_has_one_process(setting):
+    code = (
+        "import sys, time; from pathlib import Path; from luthier.run_folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1])); folder.prepare('name: a'); print('ready', flush=True); time.sleep(60)"
+    )
+    out = setting / "shared"
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == b"ready\n"
+            with pytest.raises(RunError, match=rf"another luthier \(process {other.pid}\) works in this folder"):
+                luthier.run(recipe(setting, arms=["majority"]), out)
+        finally:
+            other.kill()
+    luthier.run(recipe(setting, arms=["majority"]), out)
+
+
+def test_what_is_dropped_is_said(setting, tmp_path):
+    lines = (setting / "test.jsonl").read_text().splitlines()
+    odd = [json.dumps({"text": f"a vote number {i}", "label": "WEATHER"}) for i in range(4)]
+    (tmp_path / "test.jsonl").write_text("\n".join([*lines, *odd]) + "\n")
+    heard = Heard()
+    data = {"test": str(tmp_path / "test.jsonl")}
+    luthier.run(recipe(setting, arms=["majority"], data=data), tmp_path / "run", listener=heard)
+    assert "test: 4 of 28 rows dropped (unknown_label 4); see data peek." in heard.said
+
+
+def test_rows_longer_than_the_model_reads_are_refused_before_anything_is_computed(setting, tmp_path):
+    long = json.dumps({"text": "a vote " * 300, "label": "POLITICS"})
+    (tmp_path / "test.jsonl").write_text((setting / "test.jsonl").read_text() + long + "\n")
+    heard, data = Heard(), {"test": str(tmp_path / "test.jsonl"), "max_tokens": 1000}
+    with pytest.raises(DataError, match=r"test.jsonl line 25: its prompt has \d+ tokens, the model reads 512"):
+        luthier.run(recipe(setting, data=data), tmp_path / "run", listener=heard)
+    assert not heard.cached
+
+
+def test_ways_of_asking_that_do_not_fit_are_left_out(setting, tmp_path):
+    asked = {"shots": [2, 54], "shot_draws": 1}
+    result = luthier.run(recipe(setting, arms=["few_shot"], ask=asked), tmp_path / "run")
+    assert result["arms"]["few_shot"]["chosen"].startswith("2 worked examples")
+    assert "1 left out, longer than the model reads" in result["arms"]["few_shot"]["chosen"]
+    with pytest.raises(
+        DataError, match=r"few_shot: its shortest way of asking takes [\d,]+ tokens, the model reads 512"
+    ):
+        luthier.run(recipe(setting, arms=["few_shot"], ask={"shots": [54]}), tmp_path / "none")
+
+
+def test_a_text_that_the_model_cannot_read_is_refused(finished):
+    folder, _ = finished
+    predictor = luthier.load(folder / "run")
+    with pytest.raises(DataError, match=r"text 2: it has [\d,]+ tokens with its prompt; the model reads 512"):
+        predictor.predict(["a goal", "a vote " * 300])
+    with pytest.raises(TypeError, match="text 1 is None, and no text"):
+        predictor.predict([None])
 
 
 def test_damaged_prompt_file_is_a_message(tmp_path):

@@ -1,5 +1,6 @@
 """A linear probe: kept features equal computed ones, the model runs once a row, and what comes out answers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.errors import TrainingError
+from luthier.adapters import Plain
+from luthier.errors import RecipeError, TrainingError
 from luthier.methods.base import MAIN, Example
 from luthier.methods.heads import ClassifyHead
 from luthier.models import load_model
@@ -15,10 +17,11 @@ from luthier.pipeline import run
 from luthier.predictor import load as load_run
 from luthier.prompts import Dialogue, Layout
 from luthier.recipe.methods import Classify
+from luthier.recipe.stages import parse_stages
 from luthier.recipe.training import Training
-from luthier.records import Labelled, Source
+from luthier.records import Labelled, Sequence, Source
 from luthier.stages import train
-from luthier.training.learner import load_learner
+from luthier.training.learner import Learner, load_learner
 from luthier.training.optimizers import make_optimizer
 from luthier.training.probe import ProbeLearner
 from luthier.training.step import evaluate, one_step
@@ -113,6 +116,64 @@ def test_a_stage_with_a_probe_leaves_a_head_that_answers_alone(folder, tmp_path)
     assert result["stages"][0]["training"]["trainable_parameters"] == 32 * 2 + 2
     learner = load_learner(load_model(str(folder)), left, "auto")
     assert isinstance(learner.heads[MAIN], nn.Linear) and not learner.trained()
+
+
+def test_a_task_without_a_head_is_scored_by_the_model_as_it_is(folder, tmp_path):
+    learner, _, _ = probe(folder, tmp_path / "features")
+    written = Example((Sequence((5, 6, 7, 8), (2, 3), (1.0, 1.0)),))
+    plain = Learner(Plain(load_model(str(folder)).model.eval()), {}, "grouped")
+    outputs, wanted = (one(one.batch([written])) for one in (learner, plain))
+    assert outputs.logits_PL is None and not outputs.logprobs_M.requires_grad
+    assert torch.allclose(outputs.logprobs_M, wanted.logprobs_M, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["stack", "merge", "continue"])
+def test_a_probe_after_a_stage_without_a_head_leaves_its_score(start, folder, tmp_path):
+    """The matrix has the first task after the probe as it was before: nothing of the model has changed."""
+    labels, talks = tmp_path / "rows.jsonl", tmp_path / "talks.jsonl"
+    labels.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in ROWS))
+    talks.write_text("".join(json.dumps({"prompt": row.text, "completion": row.label}) + "\n" for row in ROWS))
+    shares = {"test_share": 0.25, "validation_share": 0.25}
+    tune = {"epochs": 2, "batch_size": 4, "memory": {"predict": False}}
+    stages = [
+        {"method": "sft", "data": {"train": str(talks), **shares}, "tune": {**tune, "learning_rate": 0.01}},
+        {"method": "classify", "data": {"train": str(labels), **shares}, "start": start,
+         "tune": {**tune, "adapter": {"kind": "none"}}},
+    ]  # fmt: skip
+    values = {"model": str(folder), "precision": "float32", "stages": stages, "judge": {"resamples": 200}}
+    first, second = train(parse_stages(values), tmp_path / "run")["matrix"]["rows"]
+    assert second["scores"][0]["value"] == pytest.approx(first["scores"][0]["value"], rel=1e-5)
+    assert second["scores"][1]["value"] is not None
+
+
+DATA = {"train": "rows.jsonl"}
+PROBE = {"adapter": {"kind": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([{"method": "sft", "data": DATA, "tune": PROBE}],
+         "stages.0.method: sft has no head, and tune.adapter.kind: none trains a head only. Use it with classify, tag"),
+        ([{"tasks": {"a": {"method": "tag", "data": DATA}, "b": {"method": "clm", "data": DATA}}, "tune": PROBE}],
+         "stages.0.tasks.b.method: clm has no head"),
+        ([{"method": "sft", "data": DATA},
+          {"method": "classify", "data": DATA, "tune": PROBE, "keep": {"replay_share": 0.2}}],
+         "stages.1.keep.replay_share: sft learnt a task without a head, and tune.adapter.kind: none trains heads only"),
+        ([{"method": "tag", "data": DATA}, {"method": "classify", "data": DATA, "tune": PROBE, "start": "continue",
+                                            "keep": {"penalty": "ewc"}}],
+         "stages.1.keep.penalty: holds weights, and tune.adapter.kind: none changes none of them. Leave it out."),
+    ],
+)  # fmt: skip
+def test_what_a_probe_cannot_learn_is_refused_in_the_recipe(stages, told):
+    with pytest.raises(RecipeError) as error:
+        parse_stages({"stages": stages})
+    assert told in str(error.value)
+
+
+def test_a_probe_may_replay_tasks_with_heads():
+    parse_stages({"stages": [{"method": "tag", "data": DATA}, {"method": "classify", "data": DATA, "tune": PROBE,
+                                                               "keep": {"replay_share": 0.2}}]})  # fmt: skip
 
 
 def test_a_run_with_a_probe_answers_after_it_was_saved(folder, tmp_path):

@@ -101,6 +101,31 @@ def test_other_methods_have_no_rivals():
     assert rivals_of(LabelSft()) == []
 
 
+def test_texts_without_words_have_no_rival_of_words():
+    """The classifier keeps the majority, the regression has none; what is left out is said."""
+    rows = [labelled(chr(0x1F600 + i), i % 2) for i in range(8)]
+    told = "the rival tfidf is left out: none of 8 training texts has a word of two letters or more."
+    for method, names in ((ClassifyHead().fitted(rows), ["majority"]), (RegressHead().fitted(rows), []),
+                          (MultiLabelHead().fitted(rows), []), (OrdinalHead(settings=Ordinal(labels=["0", "1"])), ["median"])):  # fmt: skip
+        said: list[str] = []
+        viewed = {"train": [], "validation": [], "test": examples([((0.0,), 1)] * 8)}
+        if isinstance(method, MultiLabelHead):
+            viewed["test"] = examples([(method.gold(row), 1) for row in rows])
+        found = rivals_beside(method, {"train": rows, "validation": [], "test": rows}, viewed, said.append)
+        assert [rival.name for rival in found] == names and said == [told], method.name
+
+
+def test_rows_of_one_label_leave_the_regression_out():
+    """Over-long rows may have had the others."""
+    rows = [labelled(text, "s") for text in SPORTS]
+    method = ClassifyHead().fitted([*rows, labelled("a law", "l")])
+    said: list[str] = []
+    viewed = {"train": [], "validation": [], "test": examples([((1,), 1)] * 6)}
+    found = rivals_beside(method, {"train": rows, "validation": [], "test": rows}, viewed, said.append)
+    assert [rival.name for rival in found] == ["majority"]
+    assert said == ["the rival tfidf is left out: its 6 training rows have no two labels."]
+
+
 # --- words -------------------------------------------------------------------------------------------------------
 
 
@@ -200,22 +225,34 @@ def test_a_run_of_tags_shows_its_rivals_and_what_was_left_out(tiny_path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("gain", "higher", "word"),
-    [((0.2, 0.1, 0.3), True, "better"), ((-0.2, -0.3, -0.1), False, "better"), ((-0.2, -0.3, -0.1), True, "worse"),
-     ((0.2, -0.1, 0.5), True, "no difference shown")],
+    ("gain", "p", "n", "higher", "word"),
+    [((0.2, 0.1, 0.3), 0.04, 9, True, "better"), ((-0.2, -0.3, -0.1), 0.04, 9, False, "better"),
+     ((-0.2, -0.3, -0.1), 0.04, 9, True, "worse"), ((0.2, -0.1, 0.5), 0.04, 9, True, "no difference shown"),
+     ((-0.2, -0.3, -0.1), 0.0625, 9, True, "no difference shown"), ((1.2, 1.2, 1.2), 1.0, 1, False, "too few rows"),
+     ((0.2, 0.1, 0.3), 0.0625, 5, True, "too few rows"), ((0.2, 0.1, 0.3), 0.03125, 6, True, "better")],
 )  # fmt: skip
-def test_the_verdict_is_beside_the_rival(gain, higher, word):
+def test_the_verdict_is_beside_the_rival(gain, p, n, higher, word):
+    """Interval and p; five rows give no p below 2 / 2^5 = 0.0625, six one of 0.03125."""
     found = {
         "after": {"value": 0.7},
         "rival": {"value": 0.5},
         "gain": dict(zip(("value", "low", "high"), gain, strict=True)),
-        "n": 9,
+        "gain_p": p,
+        "n": n,
     }
-    said = verdict_beside("entity_f1", higher, found, "crf")
+    said = verdict_beside("entity_f1", higher, found, "crf", 0.95)
     assert said == (
-        f"{word}: entity f1 0.7 beside 0.5 of crf on 9 held-out rows, difference {gain[0]:+.4g} "
+        f"{word}: entity f1 0.7 beside 0.5 of crf on {n} held-out rows, difference {gain[0]:+.4g} "
         f"[{gain[1]:+.4g}, {gain[2]:+.4g}]."
     )
+
+
+def test_a_run_on_texts_without_words_says_which_rival_is_missing(tiny_path, tmp_path):
+    rows = [{"text": chr(0x1F600 + i), "label": "ab"[i % 2]} for i in range(24)]
+    (stage,) = run_of(tmp_path, tiny_path, "classify", rows[:16], rows[16:])["stages"]
+    assert [rival["name"] for rival in stage["rivals"]] == ["majority"] and "of majority on 8" in stage["verdict"]
+    (note,) = stage["ledger"]["notes"]
+    assert note.startswith("the rival tfidf is left out: none of ")
 
 
 # --- a trained head answers --------------------------------------------------------------------------------------

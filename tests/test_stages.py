@@ -12,10 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from luthier.corpus.wire import to_json
-from luthier.errors import DataError
+from luthier.errors import DataError, RunError
 from luthier.methods.base import make_batch
 from luthier.methods.conversations import ConversationSft
 from luthier.methods.documents import DocumentClm
+from luthier.methods.heads.tag import TagHead
 from luthier.models import load_model
 from luthier.progress import Silent
 from luthier.prompts import Dialogue, Layout, PromptError
@@ -24,8 +25,10 @@ from luthier.recipe.stages import Rows, load_stages, parse_stages
 from luthier.records import Completion, Conversation, Document, Ledger, Message, Source
 from luthier.stages import train
 from luthier.stages.chain import Left, start_stage
+from luthier.stages.peeking import peek_stages
 from luthier.stages.rows import gather, viewed_rows
 from luthier.stopped import Stopped
+from luthier.training.learner import load_learner
 from tiny import tiny_tokenizer
 
 WORDS = ("goal", "team", "won", "vote", "law", "senate", "painter", "museum", "song")
@@ -196,6 +199,27 @@ def test_rows_that_make_no_prompt_go_to_the_ledger():
         viewed_rows(SFT, prompt, [torn], "test", Ledger(kept={"test": 1}))
 
 
+def test_an_empty_file_says_so(tmp_path):
+    for content in ("", "\n \n"):
+        (tmp_path / "a.jsonl").write_text(content)
+        with pytest.raises(DataError, match=r"a\.jsonl: the file is empty\. Write one row a line\.$"):
+            gather(rows(train=str(tmp_path / "a.jsonl")), SFT, 0)
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"a\.csv: has no rows \(CSV: below the header\)\.$"):
+        gather(rows(train=str(tmp_path / "a.csv")), SFT, 0)
+
+
+def test_iob1_rows_are_counted_in_a_note(tmp_path):
+    lines = [
+        {"words": ["the", WORDS[n % 9], f"w{n}"], "tags": ["O", "I-S" if n % 2 else "B-S", "O"]} for n in range(20)
+    ]
+    found = gather(rows(train=write_lines(tmp_path / "a.jsonl", lines)), TagHead(), 0)
+    assert found.ledger.dropped == [] and found.ledger.notes == [
+        "train: 10 rows have entities that begin with I, as IOB1 has; they are read as BIO, beginning with B."
+    ]
+    assert {tag for row in found.train for tag in row.tags} == {"O", "B-S"}
+
+
 # --- a run ---------------------------------------------------------------------------------------------
 
 
@@ -262,7 +286,7 @@ def test_what_a_result_holds(done):
     assert result["adapter"] == sft["adapter"] and result["verdict"] == sft["verdict"]
     value = sft["figures"]["bits_per_byte"]
     assert sft["verdict"].startswith(
-        f"no difference shown: bits per byte {value['before']['value']:.4g} -> {value['after']['value']:.4g} ("
+        f"too few rows: bits per byte {value['before']['value']:.4g} -> {value['after']['value']:.4g} ("
     )
     assert json.loads((Path(sft["adapter"]) / "dialogue.json").read_text()) == {"layout": "chat", "system": ""}
     assert parse_stages(yaml.safe_load(result["recipe"])).stages[1].method.kind == "sft"
@@ -285,6 +309,28 @@ def test_a_second_call_computes_nothing_and_a_change_only_what_follows(done, rec
     assert not told.cached["clm"] and not told.cached["sft"], "the second stage stands on the first"
 
 
+def test_rows_can_be_looked_at_before_anything_is_trained(done, recipe_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stages = json.loads((done / "result.json").read_text())["stages"]
+    found = peek_stages(load_stages(recipe_path), 2, Silent())
+    assert [one["stage"] for one in found] == [stage["name"] for stage in stages]
+    for looked, stage in zip(found, stages, strict=True):
+        assert looked["rows"] == stage["shown"] and looked["ledger"]["kept"] == stage["ledger"]["kept"]
+        assert looked["examples"] == stage["examples"] and looked["trained_tokens"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("harm", ["gone", "flipped"])
+def test_a_damaged_adapter_is_made_anew(done, recipe_path, harm):
+    file = done / "stages" / "01-clm" / "adapter" / "adapter_model.safetensors"
+    before = file.read_bytes()
+    file.unlink() if harm == "gone" else file.write_bytes(before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
+    with pytest.raises(RunError, match="adapter_model.safetensors missing, or not as written"):
+        load_learner(load_model(load_stages(recipe_path).model), file.parent, "auto")
+    train(load_stages(recipe_path), done)
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize("stop_at", [("clm", 2), ("sft", 3)])
 def test_stopped_and_resumed_is_the_same_run(done, recipe_path, tmp_path, stop_at):
     with pytest.raises(Stopped, match=r"training is saved after step \d of \d\. Run the same command again"):
@@ -296,6 +342,29 @@ def test_stopped_and_resumed_is_the_same_run(done, recipe_path, tmp_path, stop_a
         assert (tmp_path / "run" / file).read_bytes() == (done / file).read_bytes()
     found, wanted = (json.loads((out / "result.json").read_text()) for out in (tmp_path / "run", done))
     assert [stage["figures"] for stage in found["stages"]] == [stage["figures"] for stage in wanted["stages"]]
+
+
+def run_with_long_rows(tiny_path, folder: Path, num_long: int, **data) -> dict:
+    """40 conversations of which some are too long, and 10 test rows, through one epoch of sft."""
+    long = [talk_row(n, "Sports " * 99) if n < num_long else talk_row(n) for n in range(40)]
+    files = {"train": write_lines(folder / "train.jsonl", long),
+             "test": write_lines(folder / "test.jsonl", [talk_row(n) for n in range(100, 110)])}  # fmt: skip
+    stage = {"method": "sft", "data": {**files, "max_tokens": 60, "validation_share": 0, **data},
+             "tune": {"epochs": 1, "adapter": {"rank": 2}}}  # fmt: skip
+    recipe = {"name": "x", "model": str(tiny_path), "stages": [stage], "judge": {"resamples": 200}}
+    return train(parse_stages(recipe), folder / "run")
+
+
+def test_rows_that_turn_out_too_long_count_as_dropped(tiny_path, tmp_path):
+    with pytest.raises(DataError) as refused:
+        run_with_long_rows(tiny_path, tmp_path, 30)
+    said = (
+        "data: 30 of 50 rows were dropped, more than max_dropped_share (0.5). Dropped: 30 too_long (first: train.jsonl"
+    )
+    assert str(refused.value).startswith(said)
+    (stage,) = run_with_long_rows(tiny_path, tmp_path, 30, max_dropped_share=0.6)["stages"]
+    assert stage["rows"] == stage["examples"] == {"train": 10, "validation": 0, "test": 10}
+    assert stage["ledger"]["reasons"]["train"] == {"too_long": 30}
 
 
 def test_windows_longer_than_the_model_reads_are_refused(recipe_path, tmp_path):

@@ -14,13 +14,13 @@ import yaml
 
 import luthier
 from luthier.errors import RecipeError, RunError
+from luthier.locks import Lock
 from luthier.progress import Silent
 from luthier.recipe import parse_recipe
 from luthier.recipe.space import parse_any, resolved_sweep
 from luthier.recipe.stages import parse_stages
 from luthier.stopped import Stopped
 from luthier.sweeps import study as studies
-from luthier.sweeps.locks import Lock
 from luthier.sweeps.metric import Metric, NoFigureError, Pruned, Watch, metric_of
 from luthier.training.checkpoint import Progress
 from test_pipeline import LABELS, write_rows
@@ -270,6 +270,20 @@ def test_stages_before_the_searched_one_are_trained_once(tiny_path, tmp_path):
     curve = full["stages"][1]["training"]["curve"]["validation"]
     assert [value for _, value in result["best"]["curve"]] == [entry["accuracy"] for entry in curve]
     assert not list((out / "shared").rglob("held_out")) and not list((out / "trials").rglob("held_out"))
+
+
+def test_a_stage_with_a_teacher_is_swept(tiny_path, tmp_path):
+    """What the teacher is stands in the folder of each trial, which is a run folder before that."""
+    rows = write_lines(tmp_path / "talks.jsonl", [talk_row(number) for number in range(24)])
+    stage = {"method": {"kind": "distil", "teacher": str(tiny_path)},
+             "data": {"train": rows, "test_share": 0.2, "validation_share": 0.25},
+             "tune": {"epochs": 1, "batch_size": 8, "adapter": {"rank": 2}, "memory": {"predict": False}}}  # fmt: skip
+    space = {"stages.0.tune.learning_rate": [1e-3, 1e-2]}
+    values = {"name": "taught", "model": str(tiny_path), "precision": "float32", "stages": [stage],
+              "judge": {"resamples": 200}, "sweep": {"space": space, "sampler": "grid"}}  # fmt: skip
+    result = luthier.sweep(parse_stages(values), tmp_path / "sweep")
+    assert result["counts"]["complete"] == 2
+    assert (tmp_path / "sweep" / "trials" / "0000" / "teachers.json").is_file()
 
 
 def test_without_validation_rows_there_is_nothing_to_compare(tiny_path, tmp_path):

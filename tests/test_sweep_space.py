@@ -166,6 +166,18 @@ def test_a_linear_probe_has_no_rank():
     assert set(space) == {f"stages.0.tune.{key}" for key in ("head_learning_rate", "batch_size", "epochs")}
 
 
+def test_an_adapter_that_is_trained_on_keeps_its_rank():
+    """Choices that the recipe refuses are no part of its own space; what remains is a space that it takes."""
+    recipe = stages_recipe("sft", "dpo")
+    values = recipe.model_dump(exclude={"sweep"})
+    values["stages"][1]["start"] = "continue"
+    space = resolved_sweep(parse_stages(values)).space
+    assert "stages.1.tune.adapter.rank" in resolved_sweep(recipe).space
+    assert "stages.1.tune.adapter.rank" not in space and "stages.1.tune.learning_rate" in space
+    odd = run_recipe(tune={"adapter": {"rank": 2, "init": "orthogonal"}})
+    assert resolved_sweep(odd).space["tune.adapter.rank"].choices == [2, 4], "an odd rank cannot be orthogonal"
+
+
 # --- trials -----------------------------------------------------------------------------------------------------
 
 

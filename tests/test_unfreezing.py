@@ -1,5 +1,6 @@
 """Gradual unfreezing: what is held does not move and costs no backward pass, and what thaws begins afresh."""
 
+import json
 import os
 import signal
 from itertools import pairwise
@@ -14,15 +15,20 @@ from families import CONFIGS as DECODERS
 from families import tiny_model
 from luthier.adapters import Plain
 from luthier.errors import RecipeError, TrainingError
+from luthier.methods.base import Example
+from luthier.methods.conversations import ConversationSft
 from luthier.recipe import Lora, parse_recipe
 from luthier.recipe.adapters import Full
 from luthier.recipe.memory import Memory
 from luthier.recipe.stages import parse_stages
 from luthier.recipe.unfreezing import NoThaw, ThawByEpochs, ThawByPlateau, ThawByShare
+from luthier.records import Sequence
+from luthier.stages import train
 from luthier.stopped import Stopped
 from luthier.training.height import depths, rungs
 from luthier.training.learner import Learner
 from luthier.training.optimizers import make_optimizer
+from luthier.training.step import one_step
 from luthier.training.unfreezing import NUM_THAWS, Moment, make_ladder
 from test_training import ROWS, Training, assert_equal_tensors, losses, tune_of, what_happened
 from tiny import tiny_folder
@@ -220,6 +226,38 @@ def test_updates_in_the_backward_pass_give_the_same_weights(deep_path, tmp_path)
     for number, training in enumerate(found):
         training.run(tmp_path / str(number))
     assert_equal_tensors(found[0].weights(), found[1].weights())
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_a_task_without_a_head_learns_from_the_first_thaw_on(replayed, deep_path, tmp_path):
+    """Beside a head, or replayed: its rows are counted while the head alone is open, and have no gradient then."""
+    labels, talks = tmp_path / "labels.jsonl", tmp_path / "talks.jsonl"
+    texts = [f"{word} match {i}" for i, word in enumerate(["goal", "law"] * 10)]
+    labels.write_text("".join(json.dumps({"text": t, "label": t[:3]}) + "\n" for t in texts))
+    talks.write_text("".join(json.dumps({"prompt": t, "completion": t[:3]}) + "\n" for t in texts[::-1]))
+    label, talk = ({"method": kind, "data": {"train": str(file), "test_share": 0.2, "validation_share": 0.0}}
+                   for kind, file in (("classify", labels), ("sft", talks)))  # fmt: skip
+    tune = {"epochs": 1, "batch_size": 4, "memory": {"predict": False}}
+    thawing = {"tune": {**tune, "unfreeze": {"kind": "share", "until": 0.8}}}
+    stages = [{"tasks": {"label": label, "talk": talk}, **thawing}]
+    if replayed:
+        stages = [{**talk, "tune": tune}, {**label, **thawing, "start": "continue", "keep": {"replay_share": 0.4}}]
+    values = {"model": str(deep_path), "precision": "float32", "stages": stages, "judge": {"resamples": 200}}
+    last = train(parse_stages(values), tmp_path / "run")["stages"][-1]
+    assert last["training"]["steps"] == last["training"]["planned_steps"] > 4
+    assert all(entry["loss"] > 0 for entry in last["training"]["curve"]["train"])
+
+
+def test_rows_that_read_no_head_move_nothing_while_it_alone_is_open(deep_path):
+    training = Training(deep_path, gradual())
+    learner = training.learner
+    learner.hold(name for name in learner.trained() if not name.startswith("heads."))
+    before = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
+    settings = gradual(batch_size=1)
+    row = Example((Sequence((5, 6, 7, 8), (2, 3), (1.0, 1.0)),))
+    done = one_step(learner, ConversationSft(), [row], make_optimizer(learner, settings), 1.0, settings, 0)
+    assert done.loss > 0 and done.gradient_norm == 0.0
+    assert_equal_tensors(dict(learner.named_parameters()), before)
 
 
 # --- rates by layer ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from luthier.errors import RunError
 from luthier.processes import is_first, is_first_here
 
+CHECKSUMS = "checksums.json"  # in a folder that was filled aside: the SHA-256 of each other file
 NOWHERE = "luthier-nowhere-"  # begins the name of what a process fills that does not write
 PARTIAL = ".partial"  # ends the name of what is being written or deleted: worth nothing after a kill
 REPLACED = ".old"  # ends the name of a folder that another is taking the place of
@@ -36,16 +38,21 @@ def open_aside(path: Path, every_process: bool = False) -> Iterator[BinaryIO]:
         return
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        aside = name_aside(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with aside.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            aside.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
             raise
+
+
+def name_aside(path: Path) -> Path:
+    """A name that nothing has, beside `path`; what is made there has the permissions that the user's umask leaves."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,12 +75,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         return
     with explain_os_errors(path):
         make_lasting(path.parent)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+        aside = name_aside(path)
+        aside.mkdir()
         old = path.with_name(f".{path.name}{REPLACED}")
         try:
             yield aside
-            sums = {str(file.relative_to(aside)): sha256(file) for file in sorted(aside.rglob("*")) if file.is_file()}
-            write_json(aside / "checksums.json", sums)
+            write_checksums(aside)
             sync_folder(aside)
             shutil.rmtree(old, ignore_errors=True)
             if path.exists():
@@ -86,6 +93,12 @@ def new_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def write_checksums(folder: Path) -> None:
+    """The checksums of all files of a folder, into it."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / CHECKSUMS]
+    write_json(folder / CHECKSUMS, {str(file.relative_to(folder)): sha256(file) for file in files})
 
 
 def restore_below(folder: Path) -> None:
@@ -109,10 +122,20 @@ def restore_below(folder: Path) -> None:
 def check_folder(path: Path) -> list[str]:
     """Files of a `new_folder` that are missing or differ from their checksums."""
     try:
-        sums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ["checksums.json"]
+        sums = dict(json.loads((path / CHECKSUMS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return [CHECKSUMS]
     return [name for name, value in sums.items() if not (path / name).is_file() or sha256(path / name) != value]
+
+
+def require_whole(path: Path) -> None:
+    """RunError where a file of a `new_folder` is missing or another one; a folder without checksums is not judged."""
+    broken = check_folder(path) if (path / CHECKSUMS).is_file() else []
+    if broken:
+        raise RunError(
+            f"{path}: {', '.join(broken)} missing, or not as written. Run the recipe again with the same --out: what "
+            "is damaged is made anew."
+        )
 
 
 def sync_folder(path: Path) -> None:

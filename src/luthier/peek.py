@@ -27,6 +27,8 @@ def peek(
     """
     check_trainable(prompt, prepared.train, recipe.tune, context_tokens)
     splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
+    for rows in (prepared.validation, prepared.test):
+        check_room(prompt, rows, context_tokens)
     lengths = [len(tokens) for tokens in prompt.encode([row.text for row in prepared.train])]
     return {
         "ledger": ledger_values(prepared.ledger),
@@ -68,19 +70,25 @@ def marked_parts(prompt: ClassifyPrompt, row: Labelled, tune: Tune) -> list[dict
     return [{"text": decode(list(head)), "trained": False}, {"text": decode(list(tail)), "trained": True}]
 
 
+def check_room(prompt: ClassifyPrompt, rows: Sequence[Labelled], context_tokens: int) -> None:
+    """DataError where a row's prompt is longer than what the model reads."""
+    sizes = map(len, prompt.encode([row.text for row in rows]))
+    size, row = max(zip(sizes, rows, strict=True), key=lambda item: item[0])
+    if size > context_tokens:
+        raise DataError(
+            f"{row.source}: its prompt has {size} tokens, the model reads {context_tokens}. Nothing is "
+            "cut in silence: lower data.max_tokens, so that such rows are dropped and counted."
+        )
+
+
 def check_trainable(
     prompt: ClassifyPrompt, rows: Sequence[Labelled], tune: Tune, context_tokens: int = 1 << 30
 ) -> None:
     """Refuse a run in which nothing, or not the end of the turn, would be trained, naming the measured cause."""
     if not rows:
         raise DataError("data.train: no row is left to train on; see the ledger for the reasons.")
+    check_room(prompt, rows, context_tokens)
     texts, labels = [row.text for row in rows], [row.label for row in rows]
-    longest = max(zip(map(len, prompt.encode(texts)), rows, strict=True), key=lambda item: item[0])
-    if longest[0] > context_tokens:
-        raise DataError(
-            f"{longest[1].source}: its prompt has {longest[0]} tokens, the model reads {context_tokens}. Nothing is "
-            "cut in silence: lower data.max_tokens, so that such rows are dropped and counted."
-        )
     if tune.method == "head":
         return
     encoded = prompt.encode_answered(texts, labels)

@@ -26,7 +26,7 @@ from luthier.evaluation.arms import (
 )
 from luthier.evaluation.arms.base import Floats
 from luthier.evaluation.prior import check_enough, label_shares, prior_shares, with_prior
-from luthier.files import new_folder, write_json
+from luthier.files import check_folder, new_folder, write_checksums, write_json
 from luthier.fitting import Fitting, best_folder
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.models import LoadedModel, load_model, public_name, token_counter
@@ -36,7 +36,7 @@ from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
 from luthier.recipe.training import NOT_OF_RESULTS
-from luthier.records import Outcome, Prediction
+from luthier.records import Ledger, Outcome, Prediction
 from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
@@ -160,11 +160,12 @@ class Pipeline:
         self.listener.plan(["data", *asked, *generated_stage, *trained, "report"])
         self.listener.begin("data")
         check_rows(self.rows)
+        self.check_rooms()
         if recipe.data.class_prior is not None:
             check_enough(len(self.rows.test), len(recipe.task.labels), "test rows")
         kept = self.prepared.ledger.kept
         self.listener.end("data", False, ", ".join(f"{count} {split}" for split, count in kept.items()))
-        for note in self.prepared.ledger.notes:
+        for note in [*dropped_notes(self.prepared.ledger), *self.prepared.ledger.notes]:
             self.listener.say(note)
         arms: dict[str, Any] = {name: self.run_arm(name) for name in asked}
         generated = self.run_generated() if recipe.ask.generate_rows else None
@@ -173,6 +174,21 @@ class Pipeline:
             training = self.run_training()
             arms["tuned"] = self.run_tuned()
         return self.write_report(arms, training, generated)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt that the tuned model reads."""
+        return self.model.context_tokens - self.recipe.tune.adapter.virtual_tokens
+
+    def check_rooms(self) -> None:
+        """DataError, before anything is computed, where a row's prompt is longer than what the model reads."""
+        from luthier.peek import check_room
+
+        every = (*self.rows.train, *self.rows.validation, *self.rows.test)
+        if any(name in VARIANTS for name in self.recipe.arms):
+            check_room(self.prompt, every, self.model.context_tokens)
+        if "tuned" in self.recipe.arms:
+            check_room(self.tuned_prompt, every, self.room)
 
     def run_arm(self, name: str) -> dict[str, Any]:
         """One untrained arm, from the run folder if it is there."""
@@ -218,12 +234,20 @@ class Pipeline:
     def run_training(self) -> dict[str, Any]:
         """Train the adapter, or take up a training that was stopped."""
         self.listener.begin("training")
+        self.forget_damaged()
         value, cached = self.folder.stage("training", self.training_inputs, self.train, together=True)
         note = f"best at step {value['best_step']} of {value['steps']}"
         if value["refit"]:
             note += f", refitted in {value['refit']['steps']} steps"
         self.listener.end("training", cached, note)
         return value
+
+    def forget_damaged(self) -> None:
+        """Let the stages be done again whose files are missing or not as they were written."""
+        if check_folder(self.folder.adapter):
+            self.folder.forget("tuned")
+            if check_folder(best_folder(self.folder.training, self.recipe.tune)):
+                self.folder.forget("training")
 
     def train(self) -> dict[str, Any]:
         """The training stage itself."""
@@ -236,8 +260,7 @@ class Pipeline:
         from luthier.peek import check_trainable
 
         recipe = self.recipe
-        room = self.model.context_tokens - recipe.tune.adapter.virtual_tokens
-        check_trainable(self.tuned_prompt, self.rows.train, recipe.tune, room)
+        check_trainable(self.tuned_prompt, self.rows.train, recipe.tune, self.room)
         self.forget_other_training()
         set_backend(self.model.model, self.backend)
         folder, listener = self.folder.training, self.listener
@@ -261,8 +284,6 @@ class Pipeline:
         value, cached = self.folder.stage("tuned", {**self.training_inputs, "arm": "tuned"}, self.answer_tuned)
         judged = self.judged(value)
         self.listener.end("tuned", cached, self.accuracy_note(judged))
-        left = ("adapter_model.safetensors", "head.safetensors")  # a linear probe has a head only
-        assert any((self.folder.adapter / name).is_file() for name in left), "the stage writes the adapter"
         self.keep_weights(judged)
         return judged
 
@@ -273,6 +294,7 @@ class Pipeline:
             write_json(file, describe_prior(self.recipe.task.labels, tuned["weights"], len(self.rows.test)))
         elif is_first():
             file.unlink(missing_ok=True)
+        write_checksums(self.folder.adapter)
 
     def answer_tuned(self) -> dict[str, Any]:
         """Predictions of the tuned arm; writes the adapter folder."""
@@ -360,6 +382,16 @@ def restore_predictions(value: dict[str, Any]) -> list[Prediction]:
         )
         for row in value["predictions"]
     ]
+
+
+def dropped_notes(ledger: Ledger) -> list[str]:
+    """How many rows of each part were dropped, and why."""
+    notes = []
+    for part, total in ledger.rows_in.items():
+        if reasons := ledger.reasons(part):
+            told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1]))
+            notes.append(f"{part}: {sum(reasons.values()):,} of {total:,} rows dropped ({told}); see data peek.")
+    return notes
 
 
 def check_rows(rows: Rows) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import DataError, RunError
+from luthier.files import require_whole
 from luthier.recipe import Recipe, Task
 from luthier.recipe.prior import ClassPrior, known_prior, prior_problems
 
@@ -51,6 +52,9 @@ class Predictor:
 
         if isinstance(texts, str):
             raise TypeError('predict takes a list of texts: predict(["..."])')
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                raise TypeError(f"text {number} is {text!r}, and no text.")
         if class_prior is not None:
             class_prior = self.checked_prior(class_prior, len(texts))
         if not texts:
@@ -136,7 +140,8 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     the one the adapter was trained on.
     """
     folder = Path(run)
-    folder = folder / "adapter" if (folder / "adapter" / PROMPT_FILE).is_file() else folder
+    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    require_whole(folder)
     try:
         stored = json.loads((folder / PROMPT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -22,8 +22,6 @@ from luthier.report.rate_chart import Mark, rate_chart
 from luthier.stages.chain import Left
 from luthier.stages.one import StageRun
 from luthier.stages.run import Stages
-from luthier.stages.suits import refuse_unsuited
-from luthier.stages.teaching import refuse_other_teachers
 from luthier.training.course import Course
 from luthier.training.learner import ADAPTER_FILE, Learner
 from luthier.training.lr_find import FEWEST, Advice, Point, advice, range_test, rising_rates
@@ -141,8 +139,7 @@ def of_stage(recipe: TrainRecipe, stage: str, work: Path, finished: Path, listen
     number = stage_number(recipe, stage)
     done, whole = Stages(recipe, finished, listener), Stages(recipe, work, listener)
     whole.__dict__["model"] = done.model
-    refuse_unsuited(recipe, whole.model)
-    refuse_other_teachers(recipe, whole.model.tokenizer, whole.teachers)
+    whole.check()
     left = Left(recipe.model)
     earlier: tuple[StageRun, ...] = ()
     for before in range(1, number):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier import processes
 from luthier.errors import RunError
-from luthier.files import content_hash, make_lasting, restore_below, write_json, write_text
+from luthier.files import content_hash, explain_os_errors, make_lasting, restore_below, write_json, write_text
+from luthier.locks import Lock
 
 NOT_CODE_OF_RESULTS = ("cli", "report")
+LOCK = "run.lock"  # in a run folder: held by the process that works there
 MARK = "inputs.txt"  # in the folder of a training: the key of what it depends on
 
 
@@ -43,9 +47,11 @@ class RunFolder:
         """The folder is this run's, or an error; what a killed run left half-written goes."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file. Give another folder with --out.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "recipe.yaml").is_file():
+        others = [entry for entry in self.path.iterdir() if entry.name != LOCK] if self.path.is_dir() else []
+        if others and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path}: holds other files and is not a run folder. Give another folder with --out.")
         if processes.is_first():  # the others come by while it writes already
+            weakref.finalize(self, locked(self.path).release)
             restore_below(self.path)
         write_text(self.path / "recipe.yaml", recipe_text)
 
@@ -69,6 +75,12 @@ class RunFolder:
         stored = read_stage(self.path / "stages" / f"{name}.json")
         assert stored is not None, f"stage {name} comes first"
         return stored["value"]
+
+    def forget(self, name: str) -> None:
+        """Let a stage be done again: what it left is damaged."""
+        if processes.is_first():
+            (self.path / "stages" / f"{name}.json").unlink(missing_ok=True)
+        processes.wait()
 
     def done(self, name: str, inputs: Any) -> bool:
         """Whether a stage is finished for these inputs."""
@@ -115,6 +127,29 @@ class RunFolder:
                 f"aside in {aside}. Put things back as they were to take it up again, or delete it."
             )
         return told.strip()
+
+
+def locked(path: Path) -> Lock:
+    """A run folder, taken for this process: the lock goes with the process, however that ends.
+
+    Where the file system knows no locks, nobody is kept out.
+
+    Raises:
+        RunError: another process works there.
+    """
+    lock = Lock(path / LOCK)
+    try:
+        with explain_os_errors(path):
+            is_free = lock.taken()
+    except OSError:
+        return lock
+    holder = lock.holder()
+    if not is_free and holder != os.getpid():
+        raise RunError(
+            f"{path}: another luthier (process {holder or 'unknown'}) works in this folder. Wait until it is done, or "
+            "give another folder with --out."
+        )
+    return lock
 
 
 def keep_caches(old: Path, folder: Path, patterns: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from luthier.adapters.qlora import QUANTIZED, QloraKind
 from luthier.adapters.sparse import SparseKind
 from luthier.adapters.virtual import PrefixKind, PromptKind
 from luthier.errors import ModelError
-from luthier.files import write_json
+from luthier.files import require_whole, write_json
 from luthier.recipe.adapters import AdapterKeys, Bottleneck, Full, Ia3, Lora, Prefix, Prompt, Qlora, Sparse
 from luthier.recipe.base import Kind
 
@@ -62,9 +62,15 @@ def kind_of(wrapper: nn.Module) -> AdapterKind:
 
 
 def saved_kind(folder: Path) -> AdapterKind:
-    """The kind of a saved adapter. ModelError where there is none, or none that is known."""
+    """The kind of a saved adapter.
+
+    Raises:
+        ModelError: there is none, or none that is known.
+        RunError: it is not as it was written.
+    """
+    require_whole(folder)
     require_adapter(folder)
-    said = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    said = read_config(folder).get("peft_type")
     if said not in SAVED:
         raise ModelError(
             f"{folder / CONFIG}: luthier does not know adapters of type {said}; it has {', '.join(SAVED)}."
@@ -76,8 +82,15 @@ def needs_exact_weights(folder: Path) -> bool:
     """Whether an adapter saved in `folder`, if one is, packs the weights below it or measures them (DoRA)."""
     if not (folder / CONFIG).is_file():
         return False
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return (folder / QUANTIZED).is_file() or bool(config.get("use_dora"))
+    return (folder / QUANTIZED).is_file() or bool(read_config(folder).get("use_dora"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a saved adapter says it is. ModelError where that cannot be read."""
+    try:
+        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder / CONFIG}: missing or damaged ({error}). Write the adapter again.") from error
 
 
 def folded(model: nn.Module, folder: Path) -> None:

@@ -47,17 +47,28 @@ class Beside:
     figures: Figures
 
 
+class LeftOut(Exception):
+    """Why a rival cannot be fitted on some rows."""
+
+
 def rivals_beside(
-    method: Any, rows: Mapping[str, ManyOf[Any]], examples: Mapping[str, ManyOf[Example]]
+    method: Any,
+    rows: Mapping[str, ManyOf[Any]],
+    examples: Mapping[str, ManyOf[Example]],
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Beside]:
-    """The rivals of a head, the strongest last; none for other methods.
+    """The rivals of a head, the strongest last; none for other methods. `say` is told of one that is left out.
 
     `rows` and `examples` of validation and test stand in one order, which the figures follow; of training, the rows
     are enough.
     """
     found = []
     for rival in rivals_of(method):
-        about, answers = fitted_rival(rival, method, rows, examples["validation"])
+        try:
+            about, answers = fitted_rival(rival, method, rows, examples["validation"])
+        except LeftOut as error:
+            say(f"the rival {rival.name} is left out: {error}")
+            continue
         found.append(Beside(rival.name, about, figures_of(method, answers, rows["test"], examples["test"])))
     return found
 
@@ -136,9 +147,22 @@ def texts_of(rows: ManyOf[Labelled]) -> list[str]:
 
 
 def counted(model: Any, rows: ManyOf[Labelled], gold: Any) -> Pipeline:
-    """A model on TF-IDF of words and word pairs, fitted."""
+    """A model on TF-IDF of words and word pairs, fitted. LeftOut where the texts have none."""
+    texts = texts_of(rows)
+    return make_pipeline(word_vectorizer(texts), model).fit(texts, gold)
+
+
+def word_vectorizer(texts: ManyOf[str]) -> TfidfVectorizer:
+    """TF-IDF of words and word pairs, to be fitted on these texts.
+
+    Raises:
+        LeftOut: none of them has a word that scikit-learn counts (two letters or digits at least).
+    """
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
-    return make_pipeline(vectorizer, model).fit(texts_of(rows), gold)
+    words = vectorizer.build_analyzer()
+    if not any(words(text) for text in texts):
+        raise LeftOut(f"none of {len(texts):,} training texts has a word of two letters or more.")
+    return vectorizer
 
 
 def constant(values_L: ManyOf[float]) -> Answers:
@@ -163,8 +187,10 @@ def majority(method: ClassifyHead, rows: ManyOf[Labelled], strength: float) -> A
 
 
 def tfidf_classes(method: ClassifyHead, rows: ManyOf[Labelled], strength: float) -> Answers:
-    """Log-probabilities of a logistic regression; next to nothing for a label without rows."""
+    """Log-probabilities of a logistic regression; next to nothing for a label without rows. LeftOut: one label."""
     rows = known_rows(method, rows)
+    if len({row.label for row in rows}) < 2:
+        raise LeftOut(f"its {len(rows):,} training rows have no two labels.")
     model = counted(LogisticRegression(C=strength, max_iter=2000), rows, [method.labels.index(r.label) for r in rows])
 
     def answers(asked: ManyOf[Labelled]) -> list[Floats]:
@@ -178,7 +204,7 @@ def tfidf_classes(method: ClassifyHead, rows: ManyOf[Labelled], strength: float)
 def tfidf_sets(method: MultiLabelHead, rows: ManyOf[Labelled], strength: float) -> Answers:
     """Log-odds of one logistic regression a label; sure where all rows agree."""
     gold_BL = np.array([method.gold(row)[:-1] for row in rows])
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
+    vectorizer = word_vectorizer(texts_of(rows))
     features = vectorizer.fit_transform(texts_of(rows))
     models: list[Any] = [
         LogisticRegression(C=strength, max_iter=2000).fit(features, column) if np.ptp(column) else None

@@ -15,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from luthier.errors import DataError
 from luthier.forest.forward import backbone, hidden_states, logprobs, run_plan
 from luthier.forest.plan import Past, plan_forest
-from luthier.forest.tree import build_forest, common_prefix
-from luthier.forest.virtual import first_past
+from luthier.forest.tree import build_forest, common_prefix, computed_tokens
+from luthier.forest.virtual import first_past, virtual_of
 from luthier.methods.base import Example, candidate_scores, make_batch, split_by_tokens
 from luthier.methods.candidates import candidate_sequences
+from luthier.models.encoders import known_positions
 from luthier.prompts import ClassifyPrompt, Shot
 from luthier.records import Sequence
 
@@ -89,6 +91,7 @@ def score_labels(
     for done in range(0, len(texts), size):
         several = slice(done, done + size)
         candidates = candidate_sequences(prompt, texts[several], None if shots is None else shots[several])
+        require_room(model, candidates, done + 1)
         tokens_L = np.array([len(sequence.targets) for sequence in candidates[0]])
         if backend != "padded" and (beginning is None or not beginning.fits(candidates)):
             shared = shared_beginning(candidates)
@@ -98,6 +101,22 @@ def score_labels(
         sums.append(part_BL)
         computed += num_tokens
     return Scores(np.concatenate(sums), tokens_L, computed, beginning)
+
+
+def room_of(model: nn.Module) -> int:
+    """Tokens of the longest sequence that a model reads, behind what it has learnt to read before each."""
+    virtual = virtual_of(model)
+    return known_positions(model.config) - (0 if virtual is None else virtual.num_tokens)
+
+
+def require_room(model: nn.Module, rows: ManyOf[ManyOf[Sequence]], first: int = 1) -> None:
+    """DataError where a text with its prompt is longer than the model reads; `first` numbers the texts."""
+    room = room_of(model)
+    for number, row in enumerate(rows, start=first):
+        longest = max(len(computed_tokens(sequence)) for sequence in row)
+        if longest > room:
+            size = f"{longest:,} tokens with its prompt; the model reads {room:,}"
+            raise DataError(f"text {number}: it has {size}. Give it in parts.")
 
 
 def score_candidates(

@@ -208,7 +208,7 @@ def model_below(run: Path, result: dict[str, Any], number: int) -> LoadedModel:
     set_up_torch()
     merged = merged_below(run, result["stages"], number)
     exact = needs_exact_weights(stage_folder(run, result["stages"], number) / "adapter")
-    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"], exact=exact)
+    model = load_model(str(merged or recipe["model"]), precision=recipe["precision"], encoders=True, exact=exact)
     if merged is None and model.sha256 != result["model"]["sha256"]:
         raise RunError(
             f'{run}: the model "{recipe["model"]}" found here is not the one the run was trained on '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import asdict
 from typing import Any
@@ -66,12 +67,26 @@ def add_rivals(
         found["gain_p"] = change_p(strongest, trained, draws[0], draws[1])
 
 
-def verdict_beside(name: str, higher_is_better: bool, found: dict[str, Any], rival: str) -> str:
-    """One sentence: the deciding figure after training, beside the strongest rival's; an untrained head has none."""
+def shown_word(moved: Mapping[str, float], p: float, num_groups: int, better: bool, confidence: float) -> str:
+    """The word of a verdict. `moved`: a difference with its interval; `p` that there is none.
+
+    Turning the signs of G groups gives no p below 2 / 2^G: where that is not below 1 - confidence, no rows of any kind
+    could have shown a difference.
+    """
+    if 2.0 ** (1 - num_groups) >= 1 - confidence:
+        return "too few rows"
+    shown = (moved["low"] > 0 or moved["high"] < 0) and p < 1 - confidence
+    return ("better" if better else "worse") if shown else "no difference shown"
+
+
+def verdict_beside(name: str, higher_is_better: bool, found: dict[str, Any], rival: str, confidence: float) -> str:
+    """One sentence: the deciding figure after training, beside the strongest rival's; an untrained head has none.
+
+    A difference is shown where its interval leaves zero out and its p agrees, as in `figures.verdict`.
+    """
     gain = found["gain"]
     better = gain["value"] > 0 if higher_is_better else gain["value"] < 0
-    shown = gain["low"] > 0 or gain["high"] < 0
-    word = ("better" if better else "worse") if shown else "no difference shown"
+    word = shown_word(gain, found["gain_p"], found["n"], better, confidence)
     return (
         f"{word}: {name.replace('_', ' ')} {found['after']['value']:.4g} beside {found['rival']['value']:.4g} of "
         f"{rival} on {found['n']} held-out rows, difference {gain['value']:+.4g} "

@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import nn
 
 from luthier.adapters import folded, joined, name_base_model
-from luthier.files import content_hash, new_folder, sha256
+from luthier.files import CHECKSUMS, content_hash, new_folder, sha256
 from luthier.models import LoadedModel, load_model, public_name, save_model
 from luthier.processes import first_goes_first
 from luthier.recipe.stages import Stage
@@ -61,7 +61,7 @@ class Start:
                 joined(self.below, trained, aside)
                 if (trained / HEAD_FILE).is_file():
                     shutil.copy2(trained / HEAD_FILE, aside / HEAD_FILE)
-            (aside / "checksums.json").unlink(missing_ok=True)
+            (aside / CHECKSUMS).unlink(missing_ok=True)
             if (aside / ADAPTER_FILE).is_file():
                 name_base_model(aside, public_name(self.base.name))
 

@@ -13,7 +13,7 @@ from luthier.methods.base import Example
 from luthier.methods.stage import StageMethod
 from luthier.recipe import Judge
 from luthier.runtime import peak_memory_bytes
-from luthier.stages.beside import add_rivals, verdict_beside
+from luthier.stages.beside import add_rivals, shown_word, verdict_beside
 from luthier.training.checkpoint import History
 from luthier.training.curves import reading
 
@@ -82,10 +82,9 @@ def verdict(method: StageMethod, found: dict[str, Any], confidence: float, rival
     if not math.isfinite(after):
         return f"{name} could not be measured on {found['n']} held-out rows."
     if rivals and math.isfinite(found["rival"]["value"]):
-        return verdict_beside(method.primary, method.higher_is_better, found, rivals[-1].name)
+        return verdict_beside(method.primary, method.higher_is_better, found, rivals[-1].name, confidence)
     better = moved["value"] > 0 if method.higher_is_better else moved["value"] < 0
-    shown = (moved["low"] > 0 or moved["high"] < 0) and found["p"] < 1 - confidence
-    word = ("better" if better else "worse") if shown else "no difference shown"
+    word = shown_word(moved, found["p"], found["n"], better, confidence)
     share = f" ({moved['value'] / before:+.1%})" if before else ""
     return (
         f"{word}: {name} {before:.4g} -> {after:.4g}{share} on {found['n']} held-out rows, "

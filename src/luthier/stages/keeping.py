@@ -14,7 +14,8 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.errors import RunError
+from luthier.corpus.wire import key_of
+from luthier.errors import DataError, RunError
 from luthier.evaluation.held_out import Figures, Floats, by_group, change, figure, score_rows
 from luthier.files import new_folder
 from luthier.methods.base import MAIN, Example, Objective
@@ -25,6 +26,7 @@ from luthier.processes import told, wait
 from luthier.stages.chain import Start
 from luthier.stages.figures import group_of
 from luthier.stages.reference import FILE as REFERENCE_FILE
+from luthier.stages.rows import marks
 from luthier.training.anchor import fisher_diagonal, hold_adapter, hold_update
 from luthier.training.course import Course, MixedOrder, Penalty, mixed_draws, replay_draws
 from luthier.training.learner import Learner, continued_learner, read_heads
@@ -60,7 +62,7 @@ class Plan:
 def plan_of(run: StageRun, start: Start, parts: Mapping[str, list[Example]]) -> Plan:
     """The stage's own rows, with those of the earlier stages that are replayed, and the penalty."""
     share = run.stage.keep.replay_share
-    old = earlier_tasks(run, start) if share else []
+    old = replayed_tasks(run, start) if share else []
     own = run.parts
     course = Course(penalty=penalty_of(run, start))
     if len(own) + len(old) == 1:
@@ -100,7 +102,7 @@ def settle_heads(run: StageRun, learner: Learner, fresh: Mapping[str, nn.Module]
     before = run.earlier[-1] if run.earlier else None
     for key, head in fresh.items():
         if before is not None and not same_question(before, run):
-            learner.heads[key] = head
+            learner.heads[key] = head.to(learner.device)
     for key, head in learner.heads.items():
         head.requires_grad_(key in fresh or bool(run.stage.keep.replay_share))
 
@@ -116,6 +118,37 @@ def same_question(before: StageRun, run: StageRun) -> bool:
 def earlier_tasks(run: StageRun, start: Start) -> list[Known]:
     """Every task of the earlier stages with its examples."""
     return [known for earlier in run.earlier for known in tasks_of(earlier, start)]
+
+
+def replayed_tasks(run: StageRun, start: Start) -> list[Known]:
+    """The earlier stages' tasks without the rows that this stage is judged by, which it may not learn.
+
+    Raises:
+        DataError: no row is left to be replayed.
+    """
+    test = {mark for row in run.rows.test for mark in marks(row)}
+    held = {"train": test | {mark for row in run.rows.validation for mark in marks(row)}, "validation": test}
+    found, lost = [], 0
+    for known in earlier_tasks(run, start):
+        rows = known.run.tasks[known.key.rpartition("/")[2]].rows
+        examples = dict(known.examples)
+        for part, seen in held.items():
+            out = {key_of(row) for row in getattr(rows, part) if not seen.isdisjoint(marks(row))}
+            examples[part] = [example for example in known.examples[part] if example.key not in out]
+            lost += len({example.key for example in known.examples[part]} & out)
+        if examples["train"]:
+            found.append(replace(known, examples=examples))
+    if lost:
+        run.note(
+            f"{lost:,} rows of earlier stages are not replayed: their prompt, text or group stands in this stage's "
+            "validation or test rows."
+        )
+    if not found:
+        raise DataError(
+            f"{run.stage.name}: keep.replay_share: no row of an earlier stage is left to be replayed; their prompts, "
+            "texts or groups all stand in this stage's validation or test rows. Give other rows, or leave it out."
+        )
+    return found
 
 
 def tasks_of(run: StageRun, start: Start) -> list[Known]:

@@ -13,7 +13,7 @@ from torch import nn
 from luthier.errors import DataError
 from luthier.evaluation.held_out import Figures, score_rows
 from luthier.evaluation.rivals import Beside, rivals_beside, rivals_of
-from luthier.files import content_hash, write_json, write_text
+from luthier.files import check_folder, content_hash, write_checksums, write_json, write_text
 from luthier.methods.base import MAIN, Example, Objective
 from luthier.methods.registry import make_stage_method
 from luthier.methods.several import Part
@@ -30,7 +30,7 @@ from luthier.stages.chain import Left, Start, start_stage
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
-from luthier.stages.rows import StageRows, gather, viewed_rows
+from luthier.stages.rows import StageRows, gather, refuse_losses, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
@@ -132,6 +132,8 @@ class StageRun:
         listener.begin(self.stage.name)
         for note in self.rows.ledger.notes:
             listener.say(f"{self.stage.name}: {note}")
+        if check_folder(self.folder / "adapter"):
+            self.whole.folder.forget(self.folder.name)
         value, cached = self.whole.folder.stage(self.folder.name, self.inputs, self.compute, together=True)
         listener.end(self.stage.name, cached, value["verdict"])
         return value
@@ -179,6 +181,7 @@ class StageRun:
         scale_outputs(self, start.learner, parts)
         for name, values in self.settings_texts().items():
             write_json(self.folder / "adapter" / name, values)
+        write_checksums(self.folder / "adapter")
 
     def settings_texts(self) -> dict[str, Any]:
         """What serving needs beside the adapter, by file."""
@@ -192,7 +195,24 @@ class StageRun:
         key = teaching_key(self.stage.method, self.whole.teachers)
         with first_goes_first():
             self.rows = taught_rows(self.method, self.rows, self.prompt, recipe.seed, folder, self.whole.listener, key)
-        longest = longest_example(self.stage, start.base.context_tokens - start.learner.virtual_tokens)
+        parts = self.viewed(start.base.context_tokens - start.learner.virtual_tokens)
+        if self.method.needs_reference:
+            flat = [example for examples in parts.values() for example in examples]
+            most = self.stage.tune.pass_tokens
+            filled = iter(
+                with_reference(start.learner, flat, most, self.folder / "reference", self.progress("reference"))
+            )
+            parts = {name: [next(filled) for _ in examples] for name, examples in parts.items()}
+        running = recipe.attention, self.stage.tune.pass_tokens
+        with first_goes_first():
+            self.method, parts = taught_examples(
+                self.method, parts, self.whole.model, running, folder, self.progress("teacher"), key
+            )
+        return parts
+
+    def viewed(self, context_tokens: int) -> dict[str, list[Example]]:
+        """The examples that the method makes of each part's rows; those that cannot be used go to the ledger."""
+        longest = longest_example(self.stage, context_tokens)
         parts: dict[str, list[Example]] = {}
         for name in self.parts_read:
             viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
@@ -209,18 +229,7 @@ class StageRun:
             if not parts[name] and (name != "validation" or self.stage.rows.validation_share):
                 why = f"every {name} example has over {longest} tokens (data.max_tokens)."
                 raise DataError(f"{self.stage.name}: {why if viewed else self.nothing_viewed(name)}")
-        if self.method.needs_reference:
-            flat = [example for examples in parts.values() for example in examples]
-            most = self.stage.tune.pass_tokens
-            filled = iter(
-                with_reference(start.learner, flat, most, self.folder / "reference", self.progress("reference"))
-            )
-            parts = {name: [next(filled) for _ in examples] for name, examples in parts.items()}
-        running = recipe.attention, self.stage.tune.pass_tokens
-        with first_goes_first():
-            self.method, parts = taught_examples(
-                self.method, parts, self.whole.model, running, folder, self.progress("teacher"), key
-            )
+        refuse_losses(self.rows.ledger, self.stage.rows)
         return parts
 
     def nothing_viewed(self, name: str) -> str:
@@ -241,7 +250,7 @@ class StageRun:
         if not rivals_of(self.method):
             return []
         rows = {name: rows_of(getattr(self.rows, name), examples) for name, examples in parts.items()}
-        return rivals_beside(self.method, rows, parts)
+        return rivals_beside(self.method, rows, parts, self.note)
 
     def scored(self, start: Start, examples: list[Example], when: str) -> Figures:
         """The figures of the test rows."""
@@ -266,6 +275,11 @@ class StageRun:
     def say(self, text: str) -> None:
         """Something the user should know of this stage."""
         self.whole.listener.say(f"{self.stage.name}: {text}")
+
+    def note(self, text: str) -> None:
+        """The same, which the ledger keeps."""
+        self.rows.ledger.notes.append(text)
+        self.say(text)
 
     def forget_other_training(self) -> None:
         """Checkpoints of other rows, settings or code must not be resumed; what is kept by content stays."""
@@ -298,7 +312,7 @@ class StageRun:
             "verdict": verdict(self.method, figures[self.method.primary], judge.confidence, rivals),
             "figures": figures,
             "rivals": [{"name": rival.name, "about": rival.about} for rival in rivals],
-            "rows": {name: len(getattr(self.rows, name)) for name in parts},
+            "rows": {name: self.rows.ledger.kept[name] for name in parts},
             "examples": {name: len(examples) for name, examples in parts.items()},
             "ledger": ledger_values(self.rows.ledger),
             "training": training_values(history, trained, read_memory(self.folder / "training")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as ManyOf
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from luthier.corpus.wire import texts_of, to_json, whole_text
 from luthier.errors import DataError
 from luthier.files import content_hash
 from luthier.methods.base import Example
-from luthier.methods.stage import StageMethod
+from luthier.methods.stage import Noting, StageMethod
 from luthier.prompts import Dialogue, PromptError
 from luthier.recipe.corpus import Input, Splitting
 from luthier.recipe.stages import Rows
@@ -74,6 +75,7 @@ def gather(data: Rows, method: StageMethod, seed: int) -> StageRows:
 def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger) -> list[Any]:
     """The rows that the method accepts, one of each content; all others go to the ledger."""
     rows: dict[str, Any] = {}
+    noted: Counter[str] = Counter()
     for item in (item for source in inputs for item in read_input(source, LIMITS)):
         if isinstance(item, Unreadable):
             ledger.dropped.append(Dropped(split, item.source, item.problem.reason, item.problem.detail, item.text))
@@ -83,9 +85,12 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
             ledger.dropped.append(dropped(split, item, accepted))
             continue
         for row in accepted:
+            if isinstance(method, Noting) and (what := method.noted(item, row)):
+                noted[what] += 1
             twin = rows.setdefault(row_key(row), row)
             if twin is not row:
                 ledger.dropped.append(dropped(split, row, Problem("duplicate", f"the same row as {twin.source}.")))
+    ledger.notes += [f"{split}: {count:,} rows {what}." for what, count in noted.items()]
     return list(rows.values())
 
 

@@ -72,9 +72,7 @@ class Stages:
 
     def run(self) -> dict[str, Any]:
         """All stages in order."""
-        assert self.folder.path.is_dir()
-        refuse_unsuited(self.recipe, self.model)
-        refuse_other_teachers(self.recipe, self.model.tokenizer, self.teachers)
+        self.check()
         self.listener.plan([*(stage.name for stage in self.recipe.stages), "report"])
         left = Left(self.recipe.model)
         runs: list[StageRun] = []
@@ -85,6 +83,12 @@ class Stages:
             left = run.left
             runs.append(run)
         return self.write_report(values)
+
+    def check(self) -> None:
+        """Refuse, before anything is computed, what the model or the teachers cannot do; the folder is there then."""
+        assert self.folder.path.is_dir()
+        refuse_unsuited(self.recipe, self.model)
+        refuse_other_teachers(self.recipe, self.model.tokenizer, self.teachers)
 
     def stage_run(self, number: int, left: Left, earlier: tuple[StageRun, ...]) -> StageRun:
         """The stage of that number, counted from 1."""

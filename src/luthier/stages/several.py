@@ -48,11 +48,15 @@ class SeveralRun(StageRun):
     def rows(self) -> StageRows:
         """All tasks' rows, for their hash and their notes."""
         found = [run.rows for run in self.tasks.values()]
-        ledger = Ledger(notes=[f"{name}: {note}" for name, run in self.tasks.items() for note in run.rows.ledger.notes])
+        ledger = Ledger(notes=self.task_notes())
         train, validation, test = (
             tuple(row for rows in found for row in getattr(rows, part)) for part in ("train", "validation", "test")
         )
         return StageRows(train, validation, test, ledger)
+
+    def task_notes(self) -> list[str]:
+        """What is to be said of each task's rows, as far as it is known."""
+        return [f"{name}: {note}" for name, run in self.tasks.items() for note in run.rows.ledger.notes]
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -115,7 +119,7 @@ class SeveralRun(StageRun):
                 "rows_in": summed(value["ledger"]["rows_in"] for value in found.values()),
                 "kept": summed(value["ledger"]["kept"] for value in found.values()),
                 "reasons": merged_reasons(value["ledger"]["reasons"] for value in found.values()),
-                "notes": self.rows.ledger.notes,
+                "notes": list(dict.fromkeys([*self.task_notes(), *self.rows.ledger.notes])),
                 "examples": [row for value in found.values() for row in value["ledger"]["examples"]],
             },
             "shown": [row for value in found.values() for row in value["shown"]],

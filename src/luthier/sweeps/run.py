@@ -25,6 +25,7 @@ import yaml
 
 from luthier.errors import LuthierError, RunError
 from luthier.files import content_hash, write_json, write_text
+from luthier.locks import alone
 from luthier.processes import num_processes
 from luthier.progress import Listener, Silent
 from luthier.recipe.space import (
@@ -43,7 +44,6 @@ from luthier.recipe.sweep import Sweep
 from luthier.report.sweep_page import write_sweep_page
 from luthier.runtime import machine_values
 from luthier.stopped import Stopped
-from luthier.sweeps.locks import alone
 from luthier.sweeps.metric import Metric, NoFigureError, Pruned, Watch, curve_of, metric_of, rung_epochs
 from luthier.sweeps.subject import Subject, subject_of
 from luthier.training.checkpoint import History, Progress

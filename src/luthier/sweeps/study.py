@@ -26,9 +26,9 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from luthier.errors import RunError
+from luthier.locks import Lock
 from luthier.recipe.space import AnyRecipe, combinations, is_whole, meant, own_values, shown
 from luthier.recipe.sweep import Search, Sweep
-from luthier.sweeps.locks import Lock
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120  # a trial that has not been heard of for this long has failed
 LONGEST_WAIT_SECONDS = 60.0  # for another process that writes to the same SQLite file

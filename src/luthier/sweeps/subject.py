@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 from luthier.corpus.prepare import data_hash
 from luthier.errors import RecipeError
 from luthier.files import content_hash
+from luthier.locks import alone
 from luthier.methods.several import named
 from luthier.pipeline import Pipeline, check_rows
 from luthier.progress import Listener, Silent
@@ -22,9 +23,6 @@ from luthier.recipe.sweep import Space
 from luthier.stages.chain import Left
 from luthier.stages.one import PATHS, StageRun
 from luthier.stages.run import Stages, train
-from luthier.stages.suits import refuse_unsuited
-from luthier.stages.teaching import refuse_other_teachers
-from luthier.sweeps.locks import alone
 from luthier.training.checkpoint import History, Progress
 
 Hear = Callable[[Progress], None]
@@ -161,13 +159,8 @@ class StagesSubject:
     def base(self) -> Stages:
         """The recipe as it stands, its shared stages in a folder of their own."""
         whole = Stages(self.recipe, self.out / "shared", self.quiet)
-        self.check(whole)
+        whole.check()
         return whole
-
-    def check(self, whole: Stages) -> None:
-        """What `luthier train` refuses before it computes."""
-        refuse_unsuited(whole.recipe, whole.model)
-        refuse_other_teachers(whole.recipe, whole.model.tokenizer, whole.teachers)
 
     @cached_property
     def plain_runs(self) -> list[StageRun]:
@@ -211,8 +204,7 @@ class StagesSubject:
         whole = Stages(cast("TrainRecipe", recipe), folder, self.quiet)
         if (whole.recipe.model, whole.recipe.precision) == (self.recipe.model, self.recipe.precision):
             whole.__dict__["model"] = self.base.model
-        self.check(whole)
-        assert whole.folder.path.is_dir()
+        whole.check()
         first, last = first_stage(self.space) + 1, len(whole.recipe.stages)
         left, runs = self.shared if first > 1 else (Left(whole.recipe.model), ())
         for number in range(first, last):

@@ -18,6 +18,7 @@ from torch import Tensor
 from luthier.errors import TrainingError
 from luthier.forest.tree import Forest, build_forest, computed_tokens
 from luthier.methods.base import Example, Objective, Varying
+from luthier.methods.several import Several
 from luthier.recipe import Training
 from luthier.records import Sequence
 from luthier.training.cut import cut_below
@@ -88,8 +89,10 @@ def cached(learner: Learner, training: Training, folder: Path, precision: str) -
 
 def refuse_varying(training: Training, objective: Objective) -> None:
     """TrainingError where states would be kept of rows that are another each time."""
-    if training.cache_below and isinstance(objective, Varying):
+    learnt = [part.method for part in objective.parts.values()] if isinstance(objective, Several) else [objective]
+    varying = sorted({method.name for method in learnt if isinstance(method, Varying)})
+    if training.cache_below and varying:
         raise TrainingError(
-            f"tune.cache_below: {objective.name} learns from a row in another form at each step, so what the frozen "
+            f"tune.cache_below: {varying[0]} learns from a row in another form at each step, so what the frozen "
             "layers say of it cannot be computed once. Leave it out."
         )

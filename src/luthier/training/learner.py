@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luthier.adapters import WEIGHTS, Plain, add_adapter, fuse, kind_of, load_adapter
 from luthier.errors import ModelError
+from luthier.files import require_whole
 from luthier.forest.encoders import is_encoder
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
 from luthier.forest.tree import Forest
@@ -185,9 +186,11 @@ def unloaded(learner: Learner) -> None:
 
 
 def load_learner(model: LoadedModel, folder: Path, backend: str) -> Learner:
-    """A trained learner, frozen."""
+    """A trained learner, frozen. RunError where a file of it is missing or damaged."""
     chosen, _ = choose_backend(model.model, backend)
     probe = not (folder / ADAPTER_FILE).is_file() and (folder / HEAD_FILE).is_file()
+    if probe:
+        require_whole(folder)
     wrapper = Plain(model.model) if probe else load_adapter(model.model, folder)
     fuse(wrapper, model.precision)
     learner = Learner(wrapper, read_heads(folder), chosen)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.adapters import Plain
 from luthier.errors import TrainingError
-from luthier.forest.forward import choose_backend, hidden_states, readout
+from luthier.forest.forward import choose_backend, hidden_states, logprobs, readout
 from luthier.forest.tree import Forest
 from luthier.methods.base import Batch, Example, Outputs
 from luthier.models import LoadedModel
@@ -97,6 +97,14 @@ class ProbeLearner(Learner):
         return self.kept.gather(wanted)
 
     def forward(self, batch: Batch) -> Outputs:
-        """What the task's head says of the kept features."""
-        rows_PD = self.features(batch.forest).to(self.device)
-        return Outputs(logits_PL=self.heads[batch.task](rows_PD))
+        """What the task's head says of the kept features, and what the model does where a task reads no head."""
+        has_spans = len(batch.row_P) > 0
+        return Outputs(
+            logprobs_M=self.logprobs(batch.forest) if len(batch.forest.row_M) else None,
+            logits_PL=self.heads[batch.task](self.features(batch.forest).to(self.device)) if has_spans else None,
+        )
+
+    @torch.no_grad()
+    def logprobs(self, forest: Forest) -> Tensor:
+        """Log-probabilities [M] of a forest's targets under the model as it is, which nothing here changes."""
+        return logprobs(self.lm, forest, self.hidden(forest))

@@ -62,15 +62,18 @@ def one_step(
             batch = learner.batch(micro)
             out = objective.loss(learner(batch), batch)
             share = out.total / weights[batch.task]
+            learns = share.requires_grad  # not where no head is read and every layer is held back (tune.unfreeze)
             if not counts:
-                (0.0 * share).backward()
+                if learns:
+                    (0.0 * share).backward()
                 continue
             padded += batch.forest.num_padded_tokens
             passed += computed_tokens(learner, batch)
             loss += float(share.detach())
             if early is not None:
                 refuse_infinite(loss, 0.0, training, step)
-            share.backward()
+            if learns:
+                share.backward()
     if penalty is not None and ranks.rank == 0:
         term = penalty()
         if term.requires_grad:  # not while everything that it holds is held back (tune.unfreeze)

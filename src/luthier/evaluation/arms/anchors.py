@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence as ManyOf
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -24,6 +27,9 @@ from luthier.recipe import Ask
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)  # inverse regularisation tried on validation
 
 
+Unit = Literal["word", "char"]
+
+
 class Majority:
     """Always the commonest label of the training rows; its probabilities are the label shares."""
 
@@ -42,36 +48,40 @@ class Majority:
 
 
 class Tfidf:
-    """TF-IDF of words and word pairs with logistic regression; strength chosen on validation, then refitted on both."""
+    """TF-IDF of words and word pairs with logistic regression; strength chosen on validation, then refitted on both.
+
+    Texts without words are counted by characters; where there is nothing to count or to tell apart, it is the majority.
+    """
 
     name = "tfidf"
 
     def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
         """Fit, choose, refit, answer."""
         labels = prompt.task.labels
+        unit = countable([row.text for row in rows.train])
+        if unit is None or len({row.label for row in rows.train}) < 2:
+            why = "the training texts are empty" if unit is None else "the training rows have one label only"
+            result = Majority().run(rows, prompt, ask, seed, report)
+            return replace(result, chosen=f"{result.chosen}: {why}")
         gold = gold_indices(rows.validation, labels)
-        scored = [
-            (
-                float(np.mean(self.fit(rows.train, labels, c).predict([r.text for r in rows.validation]) == gold)),
-                -c,
-            )
-            for c in STRENGTHS
-        ]
+        asked = [row.text for row in rows.validation]
+        scored = [(float(np.mean(self.fit(rows.train, labels, c, unit).predict(asked) == gold)), -c) for c in STRENGTHS]
         accuracy, negative = max(scored)
-        model = self.fit(rows.train + rows.validation, labels, -negative)
+        model = self.fit(rows.train + rows.validation, labels, -negative, unit)
         texts = [row.text for row in rows.test]
         started = time.perf_counter()
         logprobs = self.logprobs(model, texts, len(labels))
         seconds = (time.perf_counter() - started) / len(texts)
         report(len(texts), len(texts))
         chosen = f"C = {-negative:g} ({accuracy:.1%} on validation), refitted on training and validation rows"
+        if unit == "char":
+            chosen += "; of characters, since no training text has a word of two letters or more"
         latencies = time_single_rows(lambda text: self.logprobs(model, [text], len(labels)), texts)
         return ArmResult(predictions_from(logprobs, labels), chosen, seconds, latencies)
 
-    def fit(self, rows: tuple, labels: list[str], strength: float) -> Pipeline:
+    def fit(self, rows: tuple, labels: list[str], strength: float, unit: Unit) -> Pipeline:
         """A fitted pipeline."""
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
-        model = make_pipeline(vectorizer, LogisticRegression(C=strength, max_iter=2000))
+        model = make_pipeline(counter(unit), LogisticRegression(C=strength, max_iter=2000))
         return model.fit([row.text for row in rows], gold_indices(rows, labels))
 
     def logprobs(self, model: Pipeline, texts: list[str], num_labels: int) -> np.ndarray:
@@ -79,3 +89,14 @@ class Tfidf:
         values = np.full((len(texts), num_labels), -50.0)
         values[:, model.classes_] = model.predict_log_proba(texts)
         return values
+
+
+def counter(unit: Unit) -> TfidfVectorizer:
+    """What counts words, or characters, and pairs of them."""
+    return TfidfVectorizer(analyzer=unit, ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
+
+
+def countable(texts: ManyOf[str]) -> Unit | None:
+    """Words where any text has one, else characters; None where there is nothing at all."""
+    units: tuple[Unit, ...] = ("word", "char")
+    return next((unit for unit in units if any(map(counter(unit).build_analyzer(), texts))), None)

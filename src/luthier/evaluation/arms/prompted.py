@@ -15,6 +15,7 @@ import bm25s
 import numpy as np
 from torch import nn
 
+from luthier.errors import DataError
 from luthier.evaluation.arms.base import (
     ArmResult,
     Floats,
@@ -30,12 +31,14 @@ from luthier.evaluation.scoring import (
     Beginning,
     Scores,
     label_logprobs,
+    room_of,
     score_labels,
 )
 from luthier.prompts import ClassifyPrompt, Shot
 from luthier.recipe import Ask
 from luthier.records import Labelled
 
+LONGEST_TEXTS = 8  # by characters, among which the longest by tokens is looked for
 Shots = Callable[[ManyOf[str]], list[list[Shot]]]
 
 WORDINGS = (
@@ -65,7 +68,8 @@ class PromptArm:
 
     def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
         """Choose variant and normalisation on validation rows, then answer the test rows once."""
-        variants = self.variants(rows, prompt, ask, seed)
+        made = self.variants(rows, prompt, ask, seed)
+        variants = self.fitting(made, rows)
         validation = spread(rows.validation, ask.validation_rows, seed)
         total = len(validation) * len(variants) + len(rows.test)
         tried = []
@@ -78,14 +82,46 @@ class PromptArm:
         started = time.perf_counter()
         scores = best.score(texts, lambda done, _: report(total - len(texts) + done, total))
         seconds = (time.perf_counter() - started) / len(texts)
+        left_out = len(made) - len(variants)
         return ArmResult(
             predictions_from(best.logprobs(scores), prompt.task.labels),
             f"{best.variant.name}; scores by {best.normalisation} ({best.validation_accuracy:.1%} on "
-            f"{len(validation)} validation rows, {len(variants)} x {len(best.kinds)} tried)",
+            f"{len(validation)} validation rows, {len(variants)} x {len(best.kinds)} tried"
+            + (f"; {left_out} left out, longer than the model reads)" if left_out else ")"),
             seconds,
             time_single_rows(lambda text: best.logprobs(best.score([text])), texts),
             scores.num_tokens / len(texts),
         )
+
+    def fitting(self, variants: list[Variant], rows: Rows) -> list[Variant]:
+        """The variants in which every text fits what the model reads. DataError where none is left."""
+        room = room_of(self.model)
+        texts = [row.text for row in (*rows.validation, *rows.test)]
+        sizes = [longest_prompt(variant, texts) for variant in variants]
+        if not any(size <= room for size in sizes):
+            raise DataError(
+                f"{self.name}: its shortest way of asking takes {min(sizes):,} tokens, the model reads {room:,}. Lower "
+                "data.max_tokens (such rows are dropped and counted), ask.shots or ask.neighbours, or leave "
+                f"{self.name} out of arms."
+            )
+        return [variant for variant, size in zip(variants, sizes, strict=True) if size <= room]
+
+
+def longest_prompt(variant: Variant, texts: ManyOf[str]) -> int:
+    """Tokens of the longest prompt with its longest answer.
+
+    Where the examples are the same for every text, only its longest texts can make it: a few are tried.
+    """
+    prompt, labels = variant.prompt, variant.prompt.task.labels
+    if variant.shots is None:
+        texts = sorted(texts, key=len)[-LONGEST_TEXTS:]
+    shots = None if variant.shots is None else variant.shots(texts)
+    sizes = [len(tokens) for tokens in prompt.encode(texts, shots)]
+    longest = int(np.argmax(sizes))
+    answered = prompt.encode_answered(
+        [texts[longest]] * len(labels), labels, None if shots is None else [shots[longest]] * len(labels)
+    )
+    return max(len(encoded.tokens) for encoded in answered)
 
 
 class Scorer:
@@ -174,35 +210,37 @@ def few_shot(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Va
             chosen = spread(rows.train, k, seed * 1000 + draw)
             order = np.random.default_rng([seed, k, draw]).permutation(len(chosen))
             shots = tuple((chosen[int(i)].text, chosen[int(i)].label) for i in order)
-            variants.append(Variant(f"{k} worked examples, draw {draw + 1}", prompt.with_(shots=shots)))
+            variants.append(Variant(f"{len(shots)} worked examples, draw {draw + 1}", prompt.with_(shots=shots)))
     return variants
 
 
 def retrieval(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[Variant]:
-    """The k training rows nearest to the text by BM25 (bm25s), nearest last, as worked examples."""
+    """The k training rows nearest to the text by BM25 (bm25s), nearest last, as worked examples.
+
+    A text that shares no word with them, but for stop words, gets the first k in a seeded order.
+    """
     index = bm25s.BM25()
-    index.index(
-        bm25s.tokenize([row.text for row in rows.train], stopwords="en", show_progress=False),
-        show_progress=False,
-    )
+    counted = bm25s.tokenize([row.text for row in rows.train], stopwords="en", show_progress=False)
+    has_words = any(counted.ids)
+    if has_words:
+        index.index(counted, show_progress=False)
+    any_order = np.random.default_rng([seed, 29]).permutation(len(rows.train))
 
     def nearest(k: int) -> Shots:
         def shots(texts: ManyOf[str]) -> list[list[Shot]]:
             queries = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
             result = []
             for query in queries:
-                known = [word for word in query if word in index.vocab_dict]
-                scores = index.get_scores(known) if known else np.zeros(len(rows.train))
-                found = np.argsort(-scores, kind="stable")[:k][::-1]
+                known = [word for word in query if word in index.vocab_dict] if has_words else []
+                nearest_first = np.argsort(-index.get_scores(known), kind="stable") if known else any_order
+                found = nearest_first[:k][::-1]
                 result.append([(rows.train[int(i)].text, rows.train[int(i)].label) for i in found])
             return result
 
         return shots
 
-    return [
-        Variant(f"{k} nearest training rows as examples", prompt, nearest(min(k, len(rows.train))))
-        for k in ask.neighbours
-    ]
+    which = "nearest training rows" if has_words else "training rows, none of which has a word that BM25 counts,"
+    return [Variant(f"{k} {which} as examples", prompt, nearest(min(k, len(rows.train)))) for k in ask.neighbours]
 
 
 VARIANTS = {"zero_shot": zero_shot, "best_prompt": best_prompt, "few_shot": few_shot, "retrieval": retrieval}

@@ -23,6 +23,7 @@ from luthier.evaluation.scoring import (
     cut,
     label_logprobs,
     remember_beginning,
+    require_room,
     score_labels,
     shared_beginning,
 )
@@ -67,6 +68,7 @@ class Classifier:
         head = learner.heads[MAIN]
         assert isinstance(head, nn.Linear)
         rows = [(sequence,) for sequence in readable_sequences(self.prompt, texts)]
+        require_room(learner.lm, rows)
         if learner.backend != "padded" and (self.beginning is None or not self.beginning.fits(rows)):
             size = shared_beginning(rows)
             self.beginning = remember_beginning(learner.lm, rows[0][0].tokens[:size]) if size else None

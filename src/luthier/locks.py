@@ -17,9 +17,9 @@ class Lock:
         self.descriptor: int | None = None
 
     def taken(self, wait: bool = False) -> bool:
-        """Take it; False where another process holds it and there is no waiting."""
+        """Take it, and note who has it; False where another holds it and there is no waiting."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -29,7 +29,16 @@ class Lock:
             os.close(descriptor)
             raise
         self.descriptor = descriptor
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return True
+
+    def holder(self) -> int | None:
+        """The process that took it last; None where that is not known."""
+        try:
+            return int(self.path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
 
     def release(self) -> None:
         """Let go of it; nothing where it is not held."""
