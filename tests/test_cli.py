@@ -1,5 +1,6 @@
 """Wrong input through the real entry point: one message that says what to do, no traceback, an exit code."""
 
+import errno
 import io
 import json
 import signal
@@ -105,6 +106,17 @@ def test_names_that_no_file_system_takes(luthier, recipe):
         assert (code, out) == (1, "")
         assert err.startswith("Error: ") and long in err
         assert err.endswith(": a name in this path is too long for the file system. Give a shorter one.\n")
+
+
+def test_what_this_account_may_not_read_is_named(luthier, recipe, monkeypatch):
+    monkeypatch.setattr("luthier.predictor.load", lambda run: open_nothing(run))
+    code, out, err = luthier("predict", "runs/theirs", "--text", "a")
+    assert (code, out) == (1, "")
+    assert err == "Error: runs/theirs: this account may not open it. Give another path, or change who may read it.\n"
+
+
+def open_nothing(path):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
 # --- run folders ---------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from luthier.evaluation.statistics import (
     Interval,
-    bootstrap_interval,
     holm,
     mcnemar_exact,
     paired_difference,
@@ -185,104 +184,6 @@ def test_paired_difference_covers_at_its_level(n: int, shares: tuple[float, floa
     assert inside @ times / 2000 >= 0.935
 
 
-def test_a_bootstrap_of_few_discordant_rows_does_not_cover() -> None:
-    # what the score interval is there for: 24 rows, 2 % of them discordant, all one way
-    rng, covered = np.random.default_rng(0), 0
-    for seed in range(200):
-        only_a = int(rng.binomial(24, 0.02))
-        interval = bootstrap_interval(differences(24 - only_a, only_a, 0, 0), 200, seed, 0.95)
-        covered += interval.low <= 0.02 <= interval.high
-    assert covered / 200 < 0.5
-
-
-# --- bootstrap
-
-
-@pytest.mark.parametrize("counts", [(60, 25, 10, 5), (3, 1, 1, 0), (0, 4, 1, 0), (700, 6, 0, 94), (500, 80, 120, 100)])
-def test_bootstrap_of_paired_rows_agrees_with_scipy(counts: tuple[int, int, int, int]) -> None:
-    a, b = paired_rows(*counts)
-    ours = bootstrap_interval(differences(*counts), resamples=20_000, seed=0, confidence=0.95)
-    theirs = scipy_stats.bootstrap(
-        (a.astype(float), b.astype(float)),
-        lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis),
-        paired=True,
-        n_resamples=10_000,
-        method="BCa",
-        rng=np.random.default_rng(1),
-        batch=1000,
-    ).confidence_interval
-    # a bound is a quantile of a grid of steps 1/n, known to about 3 % of the interval's width
-    tolerance = 1 / len(a) + 0.03 * (ours.high - ours.low)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=tolerance)
-
-
-def test_bootstrap_of_real_values_agrees_with_scipy() -> None:
-    values = np.random.default_rng(3).gamma(2.0, size=60)
-    ours = bootstrap_interval(values, resamples=20_000, seed=0, confidence=0.9)
-    theirs = scipy_stats.bootstrap(
-        (values,), np.mean, n_resamples=20_000, confidence_level=0.9, rng=np.random.default_rng(1)
-    ).confidence_interval
-    # Monte-Carlo standard deviation of either bound: about 1 % of the width
-    tolerance = 0.03 * (ours.high - ours.low)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=tolerance)
-
-
-def test_bootstrap_without_skew_is_the_normal_interval() -> None:
-    # +1 and -1 on 10 % of 4,000 rows each: mean 0, standard error sqrt(0.2 / 4000)
-    interval = bootstrap_interval(differences(3200, 400, 400, 0), resamples=20_000, seed=0, confidence=0.95)
-    half = 1.96 * (0.2 / 4000) ** 0.5
-    assert (interval.low, interval.high) == pytest.approx((-half, half), abs=0.03 * half)
-
-
-def test_bootstrap_bends_towards_the_skew() -> None:
-    # one row in 50 differs: the long side of the interval is the side of the rare value
-    interval = bootstrap_interval(np.array([1.0] * 2 + [0.0] * 98), 10_000, seed=0, confidence=0.95)
-    assert interval.high - 0.02 > 0.02 - interval.low > 0
-
-
-def test_bootstrap_is_exact_under_a_seed_and_swaps_sign_with_its_arms() -> None:
-    first = bootstrap_interval(differences(60, 25, 10, 5), 2000, 7, 0.95)
-    assert first == bootstrap_interval(differences(60, 25, 10, 5), 2000, 7, 0.95)
-    assert first != bootstrap_interval(differences(60, 25, 10, 5), 2000, 8, 0.95)
-    turned = bootstrap_interval(differences(60, 10, 25, 5), 2000, 9, 0.95)
-    assert (-turned.high, -turned.low) == pytest.approx((first.low, first.high), abs=0.02)
-
-
-def test_bootstrap_does_not_depend_on_the_order_of_rows() -> None:
-    values = np.random.default_rng(0).normal(size=200)
-    assert bootstrap_interval(values, 500, 0, 0.95) == bootstrap_interval(values[::-1], 500, 0, 0.95)
-
-
-def test_bootstrap_chunks_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).normal(size=40)
-    whole = bootstrap_interval(values, 999, 0, 0.95)
-    monkeypatch.setattr("luthier.evaluation.statistics.CHUNK_CELLS", 400)
-    assert bootstrap_interval(values, 999, 0, 0.95) == whole
-
-
-@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0, 0.3])
-@pytest.mark.parametrize("n", [1, 5, 1000])
-def test_bootstrap_of_equal_values_has_no_width(value: float, n: int) -> None:
-    assert bootstrap_interval(np.full(n, value), 200, 0, 0.95) == Interval(value, value)
-
-
-@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=30))
-def test_bootstrap_stays_inside_the_values(values: list[float]) -> None:
-    interval = bootstrap_interval(np.array(values), 200, 0, 0.95)
-    assert min(values) <= interval.low <= interval.high <= max(values)
-
-
-def test_bootstrap_covers_at_its_level() -> None:
-    # 500 data sets of 150 rows, true difference 0.15 - 0.07: the standard error of a coverage of 0.95 is 0.01
-    rng = np.random.default_rng(0)
-    covered = 0
-    for seed in range(500):
-        both, only_a, only_b, neither = rng.multinomial(150, [0.6, 0.15, 0.07, 0.18])
-        interval = bootstrap_interval(differences(both, only_a, only_b, neither), 1000, seed, 0.95)
-        covered += interval.low <= 0.08 <= interval.high
-    assert 0.92 <= covered / 500 <= 0.975
-
-
 # --- sign flips
 
 
@@ -293,6 +194,13 @@ def test_sign_flip_by_hand() -> None:
     assert sign_flip_p(np.array([1.0, 1.0, 1.0, -1.0]), 10_000, 0) == 10 / 16
     assert sign_flip_p(np.array([0.1, 0.2, 0.3, 0.0]), 10_000, 0) == 2 / 8
     assert sign_flip_p(np.zeros(9), 10_000, 0) == 1.0
+
+
+def test_sign_flips_in_chunks_cover_every_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(0.2, size=40)
+    whole = sign_flip_p(values, 999, 0)
+    monkeypatch.setattr("luthier.evaluation.statistics.CHUNK_CELLS", 400)
+    assert sign_flip_p(values, 999, 0) == whole
 
 
 def test_sign_flip_of_right_and_wrong_is_mcnemar() -> None:
@@ -396,15 +304,11 @@ def test_rows_needed_gives_the_exact_test_the_power_it_promises(alpha: float, sh
         (lambda: wilson(1, 5, 95), "confidence is 95; it must lie between 0 and 1, like 0.95."),
         (lambda: mcnemar_exact(-1, 2), "discordant counts are -1 and 2; a count cannot be negative."),
         (
-            lambda: bootstrap_interval(np.array([]), 200, 0, 0.95),
-            "0 rows: at least one scored row is needed.",
-        ),
-        (
-            lambda: bootstrap_interval(np.array([1.0, np.nan]), 200, 0, 0.95),
+            lambda: sign_flip_p(np.array([1.0, np.nan]), 200, 0),
             "row 1 has the score nan; every score must be a finite number.",
         ),
         (
-            lambda: bootstrap_interval(np.array([1.0, 2.0]), 0, 0, 0.95),
+            lambda: sign_flip_p(np.array([1.0, 2.0]), 0, 0),
             "resamples is 0; at least one is needed.",
         ),
         (lambda: sign_flip_p(np.array([]), 200, 0), "0 rows: at least one scored row is needed."),

@@ -328,6 +328,14 @@ def refuse_several(words: list[str]) -> None:
         )
 
 
+# what a path can be in the way that no part of the program looks for
+CAUSES = {
+    errno.ENAMETOOLONG: "a name in this path is too long for the file system. Give a shorter one.",
+    errno.EACCES: "this account may not open it. Give another path, or change who may read it.",
+    errno.EPERM: "this account may not do that here. Give another path.",
+}
+
+
 def main() -> None:
     """Entry point. Exit codes: 1 an error that the user can mend (one message), 130 Ctrl-C, 143 SIGTERM."""
     from luthier.stopped import Stopped
@@ -353,9 +361,9 @@ def main() -> None:
     except LuthierError as error:
         fail(error)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in CAUSES or error.filename is None:
             raise
-        fail(f"{error.filename}: a name in this path is too long for the file system. Give a shorter one.")
+        fail(f"{error.filename}: {CAUSES[error.errno]}")
 
 
 def fail(told: object) -> NoReturn:

@@ -1,7 +1,6 @@
 """Intervals, paired tests and sample sizes for right/wrong and real-valued scores on the same rows.
 
-Axis letters beside the project's legend: C = bootstrap or permutation resamples, K = distinct values,
-P = the p values of one family of tests.
+Axis letters beside the project's legend: C = permutation resamples, P = the p values of one family of tests.
 """
 
 from __future__ import annotations
@@ -100,50 +99,6 @@ def last_kept(kept: Callable[[float], bool], inside: float, end: float) -> float
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if kept(middle) else (inside, middle)
     return inside
-
-
-def bootstrap_interval(values_B: Floats, resamples: int, seed: int, confidence: float) -> Interval:
-    """BCa bootstrap interval of a mean (Efron 1987; Efron and Tibshirani 1993, equations 14.9 to 14.15).
-
-    With m the mean, m*_C the resampled means and Phi the normal distribution function:
-
-        z0 = Phi^-1(share of m* below m, ties counted half)
-        a  = sum (x - m)^3 / (6 (sum (x - m)^2)^(3/2))          the jackknife of a mean, in closed form
-        bound = quantile of m* at Phi(z0 + (z0 + z) / (1 - a (z0 + z))),  z = -+Phi^-1((1 + confidence) / 2)
-
-    Rows that share a value are drawn together, as multinomial counts of the K distinct values: the same
-    distribution as drawing rows, and three numbers a resample for paired right/wrong. Values that are all
-    equal give a zero width: then this method knows nothing of the spread.
-    """
-    values_B = check_values(values_B)
-    values_K, counts_K = np.unique(values_B, return_counts=True)
-    if len(values_K) == 1:
-        return Interval(float(values_K[0]), float(values_K[0]))
-    means_C = resampled_means(values_K, counts_K, resamples, seed)
-    levels = bca_levels(values_K, counts_K, means_C, two_sided_quantile(confidence))
-    low, high = np.quantile(means_C, levels)
-    return Interval(float(low), float(high))
-
-
-def resampled_means(values_K: Floats, counts_K: npt.NDArray[np.intp], resamples: int, seed: int) -> Floats:
-    """Means of `resamples` draws with replacement, a chunk at a time. Shape (C,)."""
-    rng = np.random.default_rng(seed)
-    n = int(counts_K.sum())
-    parts = [rng.multinomial(n, counts_K / n, size=size) @ values_K / n for size in chunks(resamples, len(values_K))]
-    return np.concatenate(parts)
-
-
-def bca_levels(values_K: Floats, counts_K: npt.NDArray[np.intp], means_C: Floats, z: float) -> tuple[float, float]:
-    """The two quantile levels of `bootstrap_interval`."""
-    mean = float(values_K @ counts_K) / int(counts_K.sum())
-    below = float(np.mean(means_C < mean) + np.mean(means_C <= mean)) / 2
-    # all resamples on one side of the mean would make the bias infinite
-    margin = 0.5 / len(means_C)
-    bias = stats.norm.ppf(min(max(below, margin), 1 - margin))
-    offsets_K = values_K - mean
-    acceleration = (offsets_K**3 @ counts_K) / (6 * (offsets_K**2 @ counts_K) ** 1.5)
-    low, high = (float(stats.norm.cdf(bias + (bias + side) / (1 - acceleration * (bias + side)))) for side in (-z, z))
-    return low, high
 
 
 def sign_flip_p(differences_B: Floats, resamples: int, seed: int) -> float:
