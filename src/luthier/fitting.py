@@ -20,7 +20,7 @@ from luthier.runtime import peak_memory_bytes, reset_peak_memory
 from luthier.training.cached import cached
 from luthier.training.checkpoint import History, Progress
 from luthier.training.curves import reading
-from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, num_numbers, unloaded
+from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
 from luthier.training.loop import train
 from luthier.training.memory import read_memory
 from luthier.training.probe import ProbeLearner
@@ -54,7 +54,7 @@ class Fitting:
         training, validation = (method.view(self.prompt, rows) for rows in (self.rows.train, self.rows.validation))
         reset_peak_memory()
         learner, history = self.fit(training, validation, self.folder)
-        trained, whole = sum(map(num_numbers, learner.trained().values())), sum(map(num_numbers, learner.parameters()))
+        trained, whole = learner.sizes()
         temperature = self.fitted_temperature(learner, history)
         done = [history]
         if tune.refit:

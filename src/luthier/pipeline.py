@@ -290,6 +290,8 @@ class Pipeline:
     def keep_weights(self, tuned: dict[str, Any]) -> None:
         """Beside the adapter, so that `predict` answers as the tuned arm was judged."""
         file = self.folder.adapter / PRIOR_FILE
+        if "weights" not in tuned and not file.is_file():
+            return
         if "weights" in tuned:
             write_json(file, describe_prior(self.recipe.task.labels, tuned["weights"], len(self.rows.test)))
         elif is_first():

@@ -15,7 +15,7 @@ import typer
 
 from luthier.cli.data import data_app
 from luthier.cli.lr_find import lr_find_command
-from luthier.cli.options import Json, Overrides
+from luthier.cli.options import Column, Json, Overrides, TextFile
 from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError, RunError
 from luthier.processes import is_first, num_processes, rank
@@ -107,17 +107,8 @@ def predict_command(
     text: Annotated[
         list[str] | None, typer.Option(help="A text to label. May be given again.", show_default=False)
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of texts: one a line, or a column of a .jsonl, .csv or .tsv; - reads standard input.",
-            show_default=False,
-        ),
-    ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(help="Column of a .jsonl, .csv or .tsv --file; by default text.", show_default=False),
-    ] = None,
+    file: TextFile = None,
+    column: Column = None,
     stage: Annotated[
         str | None, typer.Option(help="Which stage to ask; by default the last with a head.", show_default=False)
     ] = None,
@@ -211,17 +202,8 @@ def answer_command(
     text: Annotated[
         list[str] | None, typer.Option(help="A text to answer. May be given again.", show_default=False)
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of texts: one a line, or a column of a .jsonl, .csv or .tsv; - reads standard input.",
-            show_default=False,
-        ),
-    ] = None,
-    column: Annotated[
-        str | None,
-        typer.Option(help="Column of a .jsonl, .csv or .tsv --file; by default text.", show_default=False),
-    ] = None,
+    file: TextFile = None,
+    column: Column = None,
     stage: Annotated[
         str | None, typer.Option(help="Which stage to ask; by default the last.", show_default=False)
     ] = None,

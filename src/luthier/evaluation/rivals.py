@@ -18,6 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from luthier.evaluation.arms.anchors import countable, counter
 from luthier.evaluation.held_out import Figures, Floats, ratio
 from luthier.evaluation.word_rivals import Answers, crf_tags, has_crf, lexicon_tags, usual_tags
 from luthier.methods.base import Example, Outputs, make_batch
@@ -158,11 +159,9 @@ def word_vectorizer(texts: ManyOf[str]) -> TfidfVectorizer:
     Raises:
         LeftOut: none of them has a word that scikit-learn counts (two letters or digits at least).
     """
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
-    words = vectorizer.build_analyzer()
-    if not any(words(text) for text in texts):
+    if countable(texts) != "word":
         raise LeftOut(f"none of {len(texts):,} training texts has a word of two letters or more.")
-    return vectorizer
+    return counter("word")
 
 
 def constant(values_L: ManyOf[float]) -> Answers:

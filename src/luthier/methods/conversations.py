@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Example
 from luthier.methods.likelihood import Likelihood
 from luthier.prompts import Dialogue, Turn
-from luthier.prompts.dialogue import learnt, special_tokens
+from luthier.prompts.dialogue import Written, learnt, special_tokens
 from luthier.recipe.methods import Sft
 from luthier.records import Completion, Conversation, Instruction, Message, Preference, Rating, Record, Sequence
 
@@ -68,8 +68,10 @@ class ConversationSft(Likelihood):
             conversations = [last_answer_only(turns) for turns in conversations]
         encoded = prompt.encode(conversations)
         if self.settings.train_on == "everything":
-            pairs = zip(conversations, encoded, strict=True)
-            made = [every_token(tokens, spelled_bytes(prompt, said, len(tokens))) for said, (tokens, _) in pairs]
+            whole = prompt.written([prompt.render(turns, ask=False) for turns in conversations])
+            special = special_tokens(prompt.tokenizer)
+            pairs = zip(whole, encoded, strict=True)
+            made = [every_token(tokens, spelled_bytes(text, special, len(tokens))) for text, (tokens, _) in pairs]
         else:
             made = [answers_only(tokens, turns) for tokens, turns in encoded]
         return [replace(example, key=key_of(row)) for row, example in zip(rows, made, strict=True)]
@@ -88,13 +90,11 @@ def every_token(tokens: tuple[int, ...], num_bytes: int) -> Example:
     return Example((Sequence(tokens, targets, (1.0,) * len(targets)),), num_bytes=num_bytes)
 
 
-def spelled_bytes(prompt: Dialogue, turns: ManyOf[Message], num_tokens: int) -> int:
+def spelled_bytes(whole: Written, special: Container[int], num_tokens: int) -> int:
     """UTF-8 bytes of the text that a conversation's tokens spell, from the second to the last of `num_tokens`.
 
     Headings and the names of roles are text; special tokens are none. A character of several tokens is counted once.
     """
-    (whole,) = prompt.written([prompt.render(turns, ask=False)])
-    special = special_tokens(prompt.tokenizer)
     ends = [*whole.starts[1:], len(whole.text)]
     return sum(
         len(whole.text[whole.starts[index] : ends[index]].encode())

@@ -122,20 +122,21 @@ class Distillation:
     def loss(self, outputs: Outputs, batch: Batch) -> LossOut:
         """`distillation_loss` of the batch; weight: that of the rows' own targets."""
         kl_Q, weight_Q, _ = self.divergences(outputs, batch)
-        own_M, weight_M = own_nats(outputs, batch)
-        total = distillation_loss(kl_Q, weight_Q, own_M.sum(), self.settings.temperature, self.settings.hard_weight)
+        assert outputs.logprobs_M is not None
+        weight_M = own_weights(batch)
+        own = -(outputs.logprobs_M.double() * weight_M).sum()
+        total = distillation_loss(kl_Q, weight_Q, own, self.settings.temperature, self.settings.hard_weight)
         return LossOut(total, float(weight_M.sum()))
 
     def scores(self, outputs: Outputs, batch: Batch) -> Scores:
         """Nats of divergence per position, and bits per byte of the rows' own answers."""
         assert outputs.logprobs_M is not None and batch.teacher_M is not None
         kl_Q, weight_Q, row_Q = self.divergences(outputs, batch)
-        _, weight_M = own_nats(outputs, batch)
         own = Outputs(logprobs_M=torch.where(batch.teacher_M.isnan(), outputs.logprobs_M.double(), 0.0))
         return {
             "kl": (
                 per_row(kl_Q * weight_Q, row_Q, batch.num_rows),
-                per_row(weight_M, batch.row_M, batch.num_rows),
+                per_row(own_weights(batch), batch.row_M, batch.num_rows),
             ),
             "bits_per_byte": bits_per_byte(own, batch),
         }
@@ -165,11 +166,10 @@ def positions(batch: Batch, taught: Tensor) -> tuple[Tensor, int]:
     return position_C, len(unique)
 
 
-def own_nats(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-    """w_m (-log p_m) and w_m of the rows' own targets in float64, 0 for the teacher's candidates: [M] each."""
-    assert outputs.logprobs_M is not None and batch.teacher_M is not None
-    weight_M = torch.where(batch.teacher_M.isnan(), batch.weight_M.double(), 0.0)
-    return -outputs.logprobs_M.double() * weight_M, weight_M
+def own_weights(batch: Batch) -> Tensor:
+    """Weights [M] of the rows' own targets in float64, 0 for the teacher's candidates."""
+    assert batch.teacher_M is not None
+    return torch.where(batch.teacher_M.isnan(), batch.weight_M.double(), 0.0)
 
 
 @dataclass(frozen=True)

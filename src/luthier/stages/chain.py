@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from luthier.adapters import folded, joined, name_base_model
-from luthier.files import CHECKSUMS, content_hash, new_folder, sha256
+from luthier.files import content_hash, new_folder, sha256, write_json
 from luthier.models import LoadedModel, load_model, public_name, save_model
 from luthier.processes import first_goes_first
 from luthier.recipe.stages import Stage
@@ -49,8 +50,8 @@ class Start:
     base: LoadedModel
     below: Path | None  # adapter that the saved one has to hold as well
 
-    def save(self, trained: Path, target: Path) -> None:
-        """Write the adapter of the stage: `trained` is the folder of its best weights."""
+    def save(self, trained: Path, target: Path, texts: Mapping[str, Any]) -> None:
+        """Write the adapter of the stage, with `texts` beside it; `trained` is the folder of its best weights."""
         with new_folder(target) as aside:
             if isinstance(self.learner, ProbeLearner):
                 for source in (trained,) if self.below is None else (self.below, trained):
@@ -61,9 +62,10 @@ class Start:
                 joined(self.below, trained, aside)
                 if (trained / HEAD_FILE).is_file():
                     shutil.copy2(trained / HEAD_FILE, aside / HEAD_FILE)
-            (aside / CHECKSUMS).unlink(missing_ok=True)
             if (aside / ADAPTER_FILE).is_file():
                 name_base_model(aside, public_name(self.base.name))
+            for name, values in texts.items():
+                write_json(aside / name, values)
 
 
 def start_stage(

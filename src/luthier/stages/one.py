@@ -13,7 +13,7 @@ from torch import nn
 from luthier.errors import DataError
 from luthier.evaluation.held_out import Figures, score_rows
 from luthier.evaluation.rivals import Beside, rivals_beside, rivals_of
-from luthier.files import check_folder, content_hash, write_checksums, write_json, write_text
+from luthier.files import check_folder, content_hash, write_text
 from luthier.methods.base import MAIN, Example, Objective
 from luthier.methods.registry import make_stage_method
 from luthier.methods.several import Part
@@ -176,12 +176,9 @@ class StageRun:
 
     def save(self, start: Start, parts: dict[str, list[Example]]) -> None:
         """The adapter of the best step, with what serving needs beside it."""
-        if is_first():
-            start.save(self.folder / "training" / "best", self.folder / "adapter")
         scale_outputs(self, start.learner, parts)
-        for name, values in self.settings_texts().items():
-            write_json(self.folder / "adapter" / name, values)
-        write_checksums(self.folder / "adapter")
+        if is_first():
+            start.save(self.folder / "training" / "best", self.folder / "adapter", self.settings_texts())
 
     def settings_texts(self) -> dict[str, Any]:
         """What serving needs beside the adapter, by file."""

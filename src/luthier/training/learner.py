@@ -100,11 +100,14 @@ class Learner(nn.Module):
         virtual = virtual_of(self.lm)
         return 0 if virtual is None else virtual.num_tokens
 
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers learn, and how many there are with adapter and heads."""
+        return sum(map(num_numbers, self.trained().values())), sum(map(num_numbers, self.parameters()))
+
     def told(self) -> str:
         """What learns, and how much of all that is: a sentence for the user."""
-        sizes = {name: num_numbers(parameter) for name, parameter in self.named_parameters()}
-        learnt, whole = sum(sizes[name] for name in self.trained()), sum(sizes.values())
-        of_heads = sum(sizes[name] for name in self.trained() if name.startswith("heads."))
+        learnt, whole = self.sizes()
+        of_heads = sum(num_numbers(found) for name, found in self.trained().items() if name.startswith("heads."))
         heads = f", {of_heads:,} of them in {'the head' if len(self.heads) == 1 else 'heads'}" if of_heads else ""
         return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads})."
 

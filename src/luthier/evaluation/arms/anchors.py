@@ -24,10 +24,8 @@ from luthier.evaluation.arms.base import (
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Ask
 
-STRENGTHS = (1.0, 4.0, 16.0, 64.0)  # inverse regularisation tried on validation
-
-
 Unit = Literal["word", "char"]
+STRENGTHS = (1.0, 4.0, 16.0, 64.0)  # inverse regularisation tried on validation
 
 
 class Majority:
