@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -50,7 +51,7 @@ class Start:
     base: LoadedModel
     below: Path | None  # adapter that the saved one has to hold as well
 
-    def save(self, trained: Path, target: Path, texts: Mapping[str, Any]) -> None:
+    def save(self, trained: Path, target: Path, texts: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the adapter of the stage, with `texts` beside it; `trained` is the folder of its best weights."""
         with new_folder(target) as aside:
             if isinstance(self.learner, ProbeLearner):
