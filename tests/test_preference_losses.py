@@ -36,6 +36,15 @@ def test_dpo_by_hand():
     assert loss.dpo_hinge(float64(1.0, 6.0), 0.5, 0.0).tolist() == [0.5, 0.0]
 
 
+def test_losses_of_both_ratios_by_hand():
+    """beta r_w = log 3, beta r_l = -log 3: sigmoids 3/4 and 1/4; of their difference, 2 log 3, 9/10."""
+    chosen, rejected = float64(2 * LOG3), float64(-2 * LOG3)
+    assert float(loss.apo_zero(chosen, rejected, 0.5)) == pytest.approx(1 / 4 + 1 / 4, abs=1e-15)
+    assert float(loss.apo_down(chosen, rejected, 0.5)) == pytest.approx(3 / 4 + 1 / 10, abs=1e-15)
+    wanted = math.log(4 / 3) + (math.log(4) + math.log(4 / 3)) / 2
+    assert float(loss.nca_pair(chosen, rejected, 0.5)) == pytest.approx(wanted, abs=1e-15)
+
+
 def test_kto_by_hand():
     """beta (r - z) = log 3: a good answer costs 2 * 1/4, a bad one 3 * 3/4; r = z: half of each weight."""
     ratio, good = float64(2 * LOG3 + 1, 2 * LOG3 + 1, 1, 1), torch.tensor([True, False, True, False])
@@ -136,6 +145,8 @@ def test_gradcheck():
     gradcheck = torch.autograd.gradcheck
     for function in (loss.dpo_conservative, loss.dpo_robust):
         assert gradcheck(lambda d, f=function: f(d, 0.3, 0.2), (delta,))
+    for function in (loss.apo_zero, loss.apo_down, loss.nca_pair):
+        assert gradcheck(lambda won, lost, f=function: f(won, lost, 0.3), (delta, below[0]))
     for function in (loss.dpo_sigmoid, loss.dpo_ipo, loss.dpo_hinge):
         assert gradcheck(lambda d, f=function: f(d, 0.3, 0.0), (delta,))
     good = torch.tensor([True, False, True, False])

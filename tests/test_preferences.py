@@ -34,7 +34,7 @@ from luthier.training.step import annotated, evaluate, one_step
 LOG2 = math.log(2)
 SOURCE = Source("pairs.jsonl", 1)
 WORDS = ["goal", "team", "won", "vote", "law", "senate", "painter", "museum", "match", "song"]
-DPO_LOSSES = ["sigmoid", "ipo", "hinge", "conservative", "robust"]
+DPO_LOSSES = ["sigmoid", "sigmoid_norm", "ipo", "hinge", "conservative", "robust", "apo_zero", "apo_down", "nca_pair"]
 
 
 def float64(*values: float) -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_losses_push_the_right_way(name, tiny_path):
         return
     signs = torch.where(good_S[batch.sequence_M], -1.0, 1.0)
     active = values.grad != 0  # a hinge or a squared loss may be at rest, or beyond its margin
-    wrong_way_allowed = name in ("dpo-ipo", "dpo-conservative", "dpo-robust")
+    wrong_way_allowed = name in ("dpo-ipo", "dpo-conservative", "dpo-robust", "dpo-apo_down")
     assert bool(active.any()) and (wrong_way_allowed or bool((torch.sign(values.grad) == signs)[active].all()))
 
 

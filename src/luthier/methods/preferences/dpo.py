@@ -8,17 +8,52 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from luthier.methods.base import Batch, LossOut, Outputs, Scores
-from luthier.methods.preferences.losses import dpo_conservative, dpo_hinge, dpo_ipo, dpo_robust, dpo_sigmoid
-from luthier.methods.preferences.pairs import CHOSEN, TIE_NATS, Pairwise, likelihood_scores, pair_values, won
+from luthier.methods.preferences import losses
+from luthier.methods.preferences.pairs import (
+    CHOSEN,
+    REJECTED,
+    TIE_NATS,
+    PairValues,
+    Pairwise,
+    likelihood_scores,
+    pair_values,
+    won,
+)
 from luthier.recipe.methods import Dpo
 
-# (loss of delta_B, beta and smoothing; whether delta_B is taken per token)
-LOSSES: dict[str, tuple[Callable[[Tensor, float, float], Tensor], bool]] = {
-    "sigmoid": (dpo_sigmoid, False),
-    "ipo": (dpo_ipo, True),
-    "hinge": (dpo_hinge, False),
-    "conservative": (dpo_conservative, False),
-    "robust": (dpo_robust, False),
+Loss = Callable[[PairValues, Dpo], Tensor]
+
+
+def of_difference(function: Callable[[Tensor, float, float], Tensor], per_token: bool = False) -> Loss:
+    """A loss of delta_B, the chosen answer's log-ratio minus the rejected one's, with beta and smoothing."""
+
+    def loss(values: PairValues, settings: Dpo) -> Tensor:
+        delta_B = values.mean_delta_B if per_token else values.delta_B
+        return function(delta_B, settings.beta, settings.label_smoothing)
+
+    return loss
+
+
+def of_both(function: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
+    """A loss of both log-ratios, chosen and rejected, with beta."""
+
+    def loss(values: PairValues, settings: Dpo) -> Tensor:
+        ratios_B2 = values.ratios_B2
+        return function(ratios_B2[:, CHOSEN], ratios_B2[:, REJECTED], settings.beta)
+
+    return loss
+
+
+LOSSES: dict[str, Loss] = {
+    "sigmoid": of_difference(losses.dpo_sigmoid),
+    "sigmoid_norm": of_difference(losses.dpo_sigmoid, per_token=True),
+    "ipo": of_difference(losses.dpo_ipo, per_token=True),
+    "hinge": of_difference(losses.dpo_hinge),
+    "conservative": of_difference(losses.dpo_conservative),
+    "robust": of_difference(losses.dpo_robust),
+    "apo_zero": of_both(losses.apo_zero),
+    "apo_down": of_both(losses.apo_down),
+    "nca_pair": of_both(losses.nca_pair),
 }
 
 
@@ -33,9 +68,7 @@ class DpoMethod(Pairwise):
     def loss(self, outputs: Outputs, batch: Batch) -> LossOut:
         """The chosen loss of each pair, + sft_weight times the chosen answer's mean token loss. Weight: pairs B."""
         values, settings = pair_values(outputs, batch), self.settings
-        function, per_token = LOSSES[settings.loss]
-        delta_B = values.mean_delta_B if per_token else values.delta_B
-        losses_B = function(delta_B, settings.beta, settings.label_smoothing)
+        losses_B = LOSSES[settings.loss](values, settings)
         if settings.sft_weight:
             losses_B = losses_B - settings.sft_weight * values.means_B2[:, CHOSEN]
         return LossOut(losses_B.sum(), float(batch.num_rows))

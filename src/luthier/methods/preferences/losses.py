@@ -53,6 +53,32 @@ def dpo_robust(delta_B: Tensor, beta: float, smoothing: float) -> Tensor:
     return (-(1 - smoothing) * kept + smoothing * swapped) / (1 - 2 * smoothing)
 
 
+def apo_zero(chosen_B: Tensor, rejected_B: Tensor, beta: float) -> Tensor:
+    """1 - sigmoid(beta r_w) + sigmoid(beta r_l), [B] (D'Oosterlinck et al. 2024, equation 7).
+
+    r: the log-ratios. It makes the chosen answer likelier than the reference has it: for answers better than the
+    model's own.
+    """
+    return torch.sigmoid(-beta * chosen_B) + torch.sigmoid(beta * rejected_B)
+
+
+def apo_down(chosen_B: Tensor, rejected_B: Tensor, beta: float) -> Tensor:
+    """sigmoid(beta r_w) + 1 - sigmoid(beta (r_w - r_l)), [B] (D'Oosterlinck et al. 2024, equation 8).
+
+    It makes both answers less likely, the rejected one more so: for answers worse than the model's own.
+    """
+    return torch.sigmoid(beta * chosen_B) + torch.sigmoid(-beta * (chosen_B - rejected_B))
+
+
+def nca_pair(chosen_B: Tensor, rejected_B: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta r_w) - (log sigmoid(-beta r_w) + log sigmoid(-beta r_l)) / 2, [B] (Chen et al. 2024).
+
+    r: the log-ratios. Noise-contrastive alignment, which keeps the chosen answer from becoming less likely.
+    """
+    pushed_down = logsigmoid(-beta * chosen_B) + logsigmoid(-beta * rejected_B)
+    return -logsigmoid(beta * chosen_B) - pushed_down / 2
+
+
 def kto(ratio_S: Tensor, good_S: Tensor, point_S: Tensor, beta: float, weights: tuple[float, float]) -> Tensor:
     """w_good (1 - sigmoid(beta (r - z))) of a good answer, w_bad (1 - sigmoid(beta (z - r))) of a bad one, [S].
 

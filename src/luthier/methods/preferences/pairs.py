@@ -145,15 +145,19 @@ class PairValues:
         return self.logprobs_B2 / self.tokens_B2
 
     @property
+    def ratios_B2(self) -> Tensor:
+        """log p - log p_ref of each answer."""
+        return self.logprobs_B2 - self.reference_B2
+
+    @property
     def delta_B(self) -> Tensor:
-        """Difference of the log-ratios: chosen minus rejected, each against the reference."""
-        ratios_B2 = self.logprobs_B2 - self.reference_B2
-        return ratios_B2[:, CHOSEN] - ratios_B2[:, REJECTED]
+        """Difference of the log-ratios: chosen minus rejected."""
+        return self.ratios_B2[:, CHOSEN] - self.ratios_B2[:, REJECTED]
 
     @property
     def mean_delta_B(self) -> Tensor:
         """The same of log-ratios per token."""
-        ratios_B2 = (self.logprobs_B2 - self.reference_B2) / self.tokens_B2
+        ratios_B2 = self.ratios_B2 / self.tokens_B2
         return ratios_B2[:, CHOSEN] - ratios_B2[:, REJECTED]
 
 

@@ -38,7 +38,9 @@ class Dpo(MethodPart):
     """Direct preference optimisation (Rafailov et al. 2023) and its kin."""
 
     kind: Literal["dpo"] = "dpo"
-    loss: Literal["sigmoid", "ipo", "hinge", "conservative", "robust"] = Field("sigmoid", description="Which loss.")
+    loss: Literal[
+        "sigmoid", "sigmoid_norm", "ipo", "hinge", "conservative", "robust", "apo_zero", "apo_down", "nca_pair"
+    ] = Field("sigmoid", description="Which loss; sigmoid_norm is that of log-ratios per token, with a larger beta.")
     beta: float = Field(0.1, gt=0, strict=False, description="How strongly the policy is held to the reference.")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Share of the pairs assumed to be the wrong way round (conservative, robust)."
