@@ -40,6 +40,11 @@ class Rows(Part):
     max_rows: int = Field(0, ge=0, description="Take at most this many training rows, by seed; 0: all.")
     max_test_rows: int = Field(0, ge=0, description="Take at most this many test rows, by seed; 0: all.")
     max_tokens: int = Field(1024, ge=16, description="Rows with a longer sequence are dropped, and said.")
+    too_long: Literal["drop", "cut"] = Field(
+        "drop",
+        description="`cut`: training rows keep their first `max_tokens` tokens. Validation and test rows are dropped all "
+        "the same: a figure is one of whole rows.",
+    )
     max_dropped_share: float = Field(0.5, ge=0, le=1, description="The run refuses when more rows are dropped.")
 
     @field_validator("train", "test", mode="before")

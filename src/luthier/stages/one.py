@@ -26,6 +26,7 @@ from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.run_folder import code_hash, read_mark
 from luthier.runtime import reset_peak_memory
 from luthier.stages.beside import account, account_unread, rows_of
+from luthier.stages.cutting import cut
 from luthier.stages.chain import Left, Start, start_stage
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
@@ -213,7 +214,7 @@ class StageRun:
         parts: dict[str, list[Example]] = {}
         for name in self.parts_read:
             viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
-            parts[name] = [example for example in viewed if length(example) <= longest]
+            parts[name] = self.fitting(viewed, name, longest)
             account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
             if isinstance(self.method, Passing):
                 account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed, self.method.passed)
@@ -228,6 +229,19 @@ class StageRun:
                 raise DataError(f"{self.stage.name}: {why if viewed else self.nothing_viewed(name)}")
         refuse_losses(self.rows.ledger, self.stage.rows)
         return parts
+
+    def fitting(self, viewed: list[Example], name: str, longest: int) -> list[Example]:
+        """The examples of a part that are short enough; of training rows also what too long ones are cut to."""
+        if name != "train" or self.stage.rows.too_long == "drop":
+            return [example for example in viewed if length(example) <= longest]
+        num_cut = sum(length(example) > longest for example in viewed)
+        left = [example for row in viewed if (example := cut(row, longest)) is not None]
+        num_cut -= len(viewed) - len(left)
+        if num_cut:
+            told = f"{num_cut} train rows were cut to their first {longest} tokens (data.too_long)."
+            self.rows.ledger.notes.append(told)
+            self.whole.listener.say(f"{self.stage.name}: {told}")
+        return left
 
     def nothing_viewed(self, name: str) -> str:
         """No row of a part gives an example: what the ledger says of the last one."""
