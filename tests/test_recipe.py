@@ -415,6 +415,13 @@ def test_an_alias_inside_itself_is_refused(tmp_path):
     assert caught.value.problems == ["an alias (*name) stands inside what it names (&name). Write it out."]
 
 
+def test_aliases_that_write_out_to_a_billion_values_are_refused(tmp_path):
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(RecipeError, match="aliases .* write out to more than 100,000 values"):
+        load_recipe(written(tmp_path, "\n".join(lines)))
+
+
 TWICE = """\
 task: {labels: [A, B]}
 data:

@@ -60,7 +60,11 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    return Pipeline(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent()).run()
+    pipeline = Pipeline(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent())
+    try:
+        return pipeline.run()
+    finally:
+        pipeline.close()
 
 
 @dataclass
@@ -149,6 +153,11 @@ class Pipeline:
             "attention": self.backend,
             "precision": self.model.precision,
         }
+
+    def close(self) -> None:
+        """Let others work in the run folder."""
+        if "folder" in self.__dict__:
+            self.folder.release()
 
     def run(self) -> dict[str, Any]:
         """All stages in order; the training stage stands right before the tuned arm."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from luthier.errors import RecipeError
 
 PATH_KEYS = ("data.train", "data.test")
+MOST_VALUES = 100_000  # of a recipe, its aliases written out: nine lines of aliases can stand for a billion
 ALIAS_IN_ITSELF = "an alias (*name) stands inside what it names (&name). Write it out."
 
 
@@ -65,24 +67,26 @@ def read_yaml(text: str) -> tuple[Any, list[str]]:
     """The value that a text spells, and the keys that stand twice in it.
 
     Raises:
-        yaml.YAMLError, ValueError: it is not YAML.
+        yaml.YAMLError, ValueError: it is not YAML, or its aliases write out to more than any recipe holds.
         RecursionError: an alias stands inside what it names.
     """
     loader = Loader(text)
     try:
-        return without_aliases(loader.get_single_data()), loader.twice
+        return without_aliases(loader.get_single_data(), itertools.count(1)), loader.twice
     finally:
         loader.dispose()
 
 
-def without_aliases(value: Any) -> Any:
-    """The same values with every section a copy of its own.
+def without_aliases(value: Any, counter: Iterator[int]) -> Any:
+    """The same values with every section a copy of its own; `counter` counts them.
 
     YAML's `&name` and `*name` make two places one section: to change one would be to change both.
     """
+    if next(counter) > MOST_VALUES:
+        raise ValueError(f"its aliases (*name) write out to more than {MOST_VALUES:,} values. Write it without them")
     if isinstance(value, dict):
-        return {key: without_aliases(inner) for key, inner in value.items()}
-    return [without_aliases(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_aliases(inner, counter) for key, inner in value.items()}
+    return [without_aliases(inner, counter) for inner in value] if isinstance(value, list) else value
 
 
 def anchor_paths(values: dict[str, Any], folder: Path) -> None:

@@ -40,7 +40,11 @@ def train(
     """
     if not isinstance(recipe, TrainRecipe):
         recipe = load_stages(recipe, overrides)
-    return Stages(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent()).run()
+    whole = Stages(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent())
+    try:
+        return whole.run()
+    finally:
+        whole.close()
 
 
 @dataclass
@@ -83,6 +87,11 @@ class Stages:
             left = run.left
             runs.append(run)
         return self.write_report(values)
+
+    def close(self) -> None:
+        """Let others work in the run folder."""
+        if "folder" in self.__dict__:
+            self.folder.release()
 
     def check(self) -> None:
         """Refuse, before anything is computed, what the model or the teachers cannot do; the folder is there then."""
