@@ -16,6 +16,7 @@ from luthier import processes
 from luthier.errors import RunError
 from luthier.files import content_hash, explain_os_errors, make_lasting, restore_below, write_json, write_text
 from luthier.locks import Lock
+from luthier.signals import heed
 
 NOT_CODE_OF_RESULTS = ("cli", "report")
 LOCK = "run.lock"  # in a run folder: held by the process that works there
@@ -71,9 +72,11 @@ class RunFolder:
         stored = processes.told(read_stage(path))
         if stored is not None and stored["key"] == key:
             return stored["value"], True
+        heed()
         value = processes.told(compute() if together or processes.is_first() else None)
         write_json(path, {"key": key, "value": value})
         processes.wait()
+        heed()
         return value, False
 
     def value(self, name: str) -> Any:
