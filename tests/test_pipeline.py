@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import luthier
-from luthier.errors import DataError, ModelError, RunError
+from luthier.errors import DataError, ModelError, RecipeError, RunError
 from luthier.files import write_checksums
 from luthier.locks import Lock
 from luthier.pipeline import Pipeline
@@ -334,6 +335,21 @@ def test_two_containers_have_the_same_process_number(tmp_path, monkeypatch):
     assert other.taken() and other.holder() == os.getpid()
     with pytest.raises(RunError, match=rf"another luthier \(process {os.getpid()}\) works in this folder"):
         RunFolder(tmp_path / "run").prepare("name: a")
+
+
+@pytest.mark.parametrize(
+    ("tune", "told"),
+    [
+        ({"adapter": {"kind": "qlora"}}, "tune.adapter.kind: qlora needs the package bitsandbytes"),
+        ({"optimizer": "adam8bit"}, "tune.optimizer: adam8bit needs the package bitsandbytes"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_any_arm_is_asked(setting, tmp_path, monkeypatch, tune, told):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    heard = Heard()
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        luthier.run(recipe(setting, arms=["majority", "tuned"], tune=tune), tmp_path / "run", listener=heard)
+    assert "majority" not in heard.cached
 
 
 def test_what_is_dropped_is_said(setting, tmp_path):

@@ -35,12 +35,14 @@ from luthier.processes import first_goes_first, is_first, wait
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
+from luthier.recipe.reading import RecipeSource
 from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.records import Ledger, Outcome, Prediction
 from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
 from luthier.runtime import set_up_torch
+from luthier.stages.suits import refuse_unsuited_tuning
 from luthier.training.checkpoint import Progress
 from luthier.training.learner import Learner, load_learner
 
@@ -48,12 +50,12 @@ ONE_SHARD = 1 << 40  # rows
 
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | RecipeSource,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe and return its result; result.json, report.html and the adapter stand in the run folder.
+    """Run a recipe (a file, or its values as a dict) and return its result; result.json, report.html and the adapter stand in the run folder.
 
     `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped; stages whose
     inputs did not change are not done again.
@@ -169,6 +171,8 @@ class Pipeline:
         self.listener.plan(["data", *asked, *generated_stage, *trained, "report"])
         self.listener.begin("data")
         check_rows(self.rows)
+        if trained:
+            refuse_unsuited_tuning(f"recipe {recipe.name}", recipe.tune, self.model)
         self.check_rooms()
         if recipe.data.class_prior is not None:
             check_enough(len(self.rows.test), len(recipe.task.labels), "test rows")

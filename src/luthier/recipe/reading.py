@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,36 @@ MOST_VALUES = 100_000  # of a recipe, its aliases written out: nine lines of ali
 ALIAS_IN_ITSELF = "an alias (*name) stands inside what it names (&name). Write it out."
 
 
-def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The plain values of a recipe file with its paths made absolute, and the problems of the overrides."""
+RecipeSource = str | Path | Mapping[str, Any]  # a recipe's file, or its plain values
+
+
+def source_name(recipe: RecipeSource) -> str:
+    """What errors call a recipe."""
+    return "recipe" if isinstance(recipe, Mapping) else str(recipe)
+
+
+def read_values(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of a recipe with its paths made absolute, and the problems of the overrides.
+
+    Paths are relative to the recipe's file, or to the current folder where it comes as values.
+    """
+    if isinstance(recipe, Mapping):
+        values, twice, folder = copy.deepcopy(dict(recipe)), list[str](), Path.cwd()
+    elif isinstance(recipe, str | Path):
+        path = Path(recipe)
+        values, twice = read_file(path)
+        folder = path.parent.resolve()
+    else:
+        given = type(recipe).__name__
+        raise RecipeError("recipe", [f"is {given}. Give the path of a recipe (YAML), or its values as a dict."])
+    anchor_paths(values, folder)
+    if isinstance(values.get("model"), str):
+        values["model"] = anchored_model(values["model"], folder, Path.cwd())
+    return values, twice + apply_overrides(values, overrides)
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The mapping that a recipe file spells, and the keys that stand twice in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -32,11 +61,7 @@ def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         raise RecipeError(str(path), [ALIAS_IN_ITSELF]) from None
     if not isinstance(values, dict):
         raise RecipeError(str(path), [*twice, "must be a mapping with the keys model, task, data, ..."])
-    folder = path.parent.resolve()
-    anchor_paths(values, folder)
-    if isinstance(values.get("model"), str):
-        values["model"] = anchored_model(values["model"], folder, Path.cwd())
-    return values, twice + apply_overrides(values, overrides)
+    return values, twice
 
 
 class Loader(yaml.SafeLoader):

@@ -13,6 +13,7 @@ from luthier.files import write_json
 from luthier.models import LoadedModel, load_outline
 from luthier.processes import first_goes_first
 from luthier.progress import Listener, Silent
+from luthier.recipe.reading import RecipeSource
 from luthier.recipe.stages import TrainRecipe, dump_stages, load_stages
 from luthier.report.stages_page import write_stages_page
 from luthier.run_folder import RunFolder
@@ -29,12 +30,12 @@ from luthier.stages.teaching import refuse_other_teachers
 
 
 def train(
-    recipe: TrainRecipe | str | Path,
+    recipe: TrainRecipe | RecipeSource,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe of stages and return its result; every stage's adapter stands in the run folder.
+    """Run a recipe of stages (a file, or its values as a dict) and return its result; every stage's adapter stands in the run folder.
 
     `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped.
     """
