@@ -319,7 +319,7 @@ def started(words: list[str], **settings) -> tuple[int, str]:
 
 
 def test_an_output_that_cannot_be_written_is_an_error_that_says_so(recipe):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         code, err = started(["run", str(recipe), "--dry-run"], stdout=full)
     assert code == 1
     assert err == "Error: standard output: the disk is full. Free some space and run the same command again.\n"

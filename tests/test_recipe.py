@@ -443,16 +443,16 @@ def test_public_names_are_listed_and_there():
 
 @pytest.mark.parametrize("where", ["synthetic", "distil"])
 def test_a_key_in_the_place_of_a_variables_name_is_not_shown(where):
-    secret = "sk-SECRET-123"
+    key = "sk-1234-5678"
     with pytest.raises(RecipeError) as caught:
         if where == "synthetic":
             parse_synthetic({"questions": {}, "inputs": [{"path": "a.jsonl"}],
-                             "writer": {"engine": "endpoint", "base_url": "http://x/v1", "key_variable": secret}})  # fmt: skip
+                             "writer": {"engine": "endpoint", "base_url": "http://x/v1", "key_variable": key}})  # fmt: skip
         else:
-            method = {"kind": "distil", "teacher": "http://x/v1#m", "key_variable": secret}
+            method = {"kind": "distil", "teacher": "http://x/v1#m", "key_variable": key}
             load_stages({"stages": [{"method": method, "data": {"train": "a.jsonl"}}]})
     assert "is no name of an environment variable" in str(caught.value)
-    assert secret not in str(caught.value)
+    assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["http://x/v1?api_key=SECRET", "http://me:SECRET@x/v1"])

@@ -1,9 +1,9 @@
 """luthier: adapt a language model to your domain, prove it was worth it, serve the result.
 
-`run` a recipe, `train` one of stages, `sweep` one over values, `load` a finished run, `merge` its adapter into the model,
-`find_rate` for a recipe, `load_recipe` or `load_stages` without running it. A run of stages answers through
-`luthier.stages`: `load`, `load_head`, `load_reward`. Errors that a user can mend are `LuthierError`; a stop on request is
-`Stopped`. Nothing heavy is imported before it is used.
+`run` a recipe, `train` one of stages, `sweep` one over values, `load` a finished run, `merge` its adapter into the
+model, `find_rate` for a recipe, `load_recipe` or `load_stages` without running it. A run of stages answers through
+`luthier.stages`: `load`, `load_head`, `load_reward`. Errors that a user can mend are `LuthierError`; a stop on
+request is `Stopped`. Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def run(
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe (a file, or its values as a dict) and return its result; result.json, report.html and the adapter stand in the run folder.
+    """Run a recipe (a file, or its values as a dict) and return its result.
+
+    result.json, report.html and the adapter stand in the run folder.
 
     `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped; stages whose
     inputs did not change are not done again.

@@ -141,8 +141,8 @@ class RunFolder:
 def locked(path: Path) -> Callable[[], None]:
     """Take a run folder for this thread, and return what lets go of it; the lock goes with the process at the latest.
 
-    Who holds it is not told by the process's number, which two containers share. A thread that has it may come again: it
-    does not do two things at once. Where the file system knows no locks, nobody is kept out.
+    Who holds it is not told by the process's number, which two containers share. A thread that has it may come again:
+    it does not do two things at once. Where the file system knows no locks, nobody is kept out.
 
     Raises:
         RunError: another process or thread works there.

@@ -10,7 +10,6 @@ import copy
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import yaml

@@ -170,8 +170,8 @@ def synthetic_problems(settings: Synthetic) -> list[str]:
             problems.append("writer.base_url: holds a name or password; put the key into an environment variable.")
         elif "?" in url or "#" in url:
             problems.append(
-                "writer.base_url: has a ? or # in it, and paths are put behind it. Give the address alone, and a key in "
-                "an environment variable."
+                "writer.base_url: has a ? or # in it, and paths are put behind it. Give the address alone, and a key "
+                "in an environment variable."
             )
     elif settings.writer.base_url or settings.writer.key_variable:
         problems.append("writer: base_url and key_variable belong to engine: endpoint.")

@@ -35,7 +35,9 @@ def train(
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe of stages (a file, or its values as a dict) and return its result; every stage's adapter stands in the run folder.
+    """Run a recipe of stages (a file, or its values as a dict) and return its result.
+
+    Every stage's adapter stands in the run folder.
 
     `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped.
     """

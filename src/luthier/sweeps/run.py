@@ -80,7 +80,7 @@ def sweep(
         RecipeError: the recipe, or a key or value of the space.
         RunError: Optuna is not installed, the folder or the data base is another sweep's, or no trial could be trained.
     """
-    if not isinstance(recipe, Recipe | TrainRecipe):
+    if not isinstance(recipe, AnyRecipe):
         recipe = load_any(recipe, overrides)
     resolved = resolved_sweep(recipe)
     if trials:
