@@ -232,7 +232,7 @@ def commands_page() -> str:
         "# Command reference",
         "",
         "Exit codes: 0 done; 1 something to mend, said on standard error; 2 the command line cannot be",
-        "understood; 130 stopped on request (Ctrl-C or SIGTERM). `--help` works behind every command.",
+        "understood; 130 stopped by Ctrl-C, 143 by SIGTERM. `--help` works behind every command.",
     ]
     for name, command in commands(typer.main.get_command(app)):
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), "", *usage(name, command), ""]

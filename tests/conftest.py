@@ -29,14 +29,15 @@ def luthier(monkeypatch, capsys):
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["luthier", *map(str, words)])
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             main()
             code = 0
         except SystemExit as stopped:
             code = stopped.code or 0
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         told = capsys.readouterr()
         assert "Traceback" not in told.out + told.err
         return code, told.out, told.err

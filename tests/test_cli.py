@@ -3,16 +3,21 @@
 import errno
 import io
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from luthier import signals
 from luthier.cli import screen
 from luthier.cli.screen import Pace
 from luthier.cli.sweep import print_sweep
 from luthier.recipe import dump_recipe, load_recipe, parse_recipe
+from luthier.run_folder import RunFolder
 
 ROWS = "".join(f"{word} {i}|{label}\n" for i in range(12) for word, label in (("goal", "SPORTS"), ("vote", "POLITICS")))
 
@@ -283,6 +288,57 @@ def test_stop_on_request(luthier, tmp_path, monkeypatch, sent):
         signal.signal(signal.SIGINT, before)
     assert (code, out) == (128 + sent, "")
     assert err == "stopped: finished stages are kept. Run the same command again to go on.\n"
+
+
+def test_a_stop_that_python_drops_is_heeded_all_the_same(tmp_path, monkeypatch):
+    """What a handler raises within `__del__` goes nowhere; the next stage that begins is not computed."""
+    monkeypatch.setattr(signals, "ASKED", [])
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signals.interrupt)
+    try:
+        thing: Dying | None = Dying()
+        thing = None
+        assert thing is None, "and on it goes"
+        with signals.Stop() as stop:
+            assert (stop.wanted, stop.exit_code) == (True, 143)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder(tmp_path).stage("next", 1, lambda: pytest.fail("it was computed"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def started(words: list[str], **settings) -> tuple[int, str]:
+    """A process of its own: (exit code, what it says on stderr)."""
+    done = subprocess.run([sys.executable, "-m", "luthier", *words], stderr=subprocess.PIPE, text=True, **settings)
+    return done.returncode, done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_an_error_that_says_so(recipe):
+    with Path("/dev/full").open("w") as full:
+        code, err = started(["run", str(recipe), "--dry-run"], stdout=full)
+    assert code == 1
+    assert err == "Error: standard output: the disk is full. Free some space and run the same command again.\n"
+
+
+def test_a_terminal_of_another_alphabet_gets_what_it_can_show(recipe):
+    recipe.write_text(recipe.read_text().replace("POLITICS]", "POLITICS, 猫]"))
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier", "run", str(recipe), "--dry-run"], env=env, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u732b" in done.stdout
+
+
+def test_a_folder_where_none_can_be_made_is_named(luthier, recipe):
+    code, _, err = luthier("run", recipe, "--out", "/proc/x")
+    assert code == 1
+    assert err.startswith("Error: /proc/x")
 
 
 def test_help_names_the_commands(luthier):

@@ -1,5 +1,6 @@
 """Models are found, converted and described, or it is said what can be done. No network."""
 
+import json
 import os
 import socket
 
@@ -142,6 +143,32 @@ def test_a_model_without_all_its_shards_is_not_described(home, tmp_path):
     index = folder / "model.safetensors.index.json"
     index.write_text("[]")
     assert described(folder).startswith(f"model {folder}: {index} does not name the files of the weights.")
+
+
+def test_weights_outside_the_folder_are_not_read(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    names = load_file(tmp_path / "outside.safetensors")
+    for place in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, place)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert "which is not a file inside the folder" in described(folder)
+        with pytest.raises(ModelError, match="not a file inside the folder"):
+            load_model(str(folder))
+
+
+def test_weights_in_a_folder_below_are_part_of_a_models_hash(home, tmp_path):
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "weights").mkdir()
+    file = folder / "weights" / "all.safetensors"
+    (folder / "model.safetensors").rename(file)
+    weights = load_file(file)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "weights/all.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    first = describe_model(str(folder))
+    assert first["weights_bytes"] == file.stat().st_size
+    save_file({name: weight * 2 for name, weight in weights.items()}, file, metadata={"format": "pt"})
+    assert describe_model(str(folder))["sha256"] != first["sha256"]
 
 
 def test_pickled_weights_are_not_read(home, tmp_path):

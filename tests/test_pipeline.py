@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import luthier
-from luthier.errors import DataError, RunError
+from luthier.errors import DataError, ModelError, RecipeError, RunError
 from luthier.files import write_checksums
+from luthier.locks import Lock
 from luthier.pipeline import Pipeline
 from luthier.progress import Silent
 from luthier.recipe import ALL_ARMS, parse_recipe
+from luthier.run_folder import RunFolder
 from luthier.stopped import Stopped
 from tiny import tiny_folder
 
@@ -292,6 +296,60 @@ def test_one_run_folder_has_one_process(setting):
         finally:
             other.kill()
     luthier.run(recipe(setting, arms=["majority"]), out)
+
+
+def test_one_run_folder_has_one_thread(tmp_path):
+    mine, told = RunFolder(tmp_path / "run"), []
+    mine.prepare("name: a")
+    RunFolder(tmp_path / "run").prepare("name: a")  # this thread does not do two things at once
+
+    def another() -> None:
+        try:
+            RunFolder(tmp_path / "run").prepare("name: a")
+            told.append("ours")
+        except RunError as error:
+            told.append(str(error))
+
+    for _ in range(2):
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+        mine.release()
+    assert "another luthier (a thread of this process) works in this folder" in told[0]
+    assert told[1] == "ours"
+
+
+def test_a_run_that_is_over_lets_go_of_its_folder(setting):
+    out = setting / "over"
+    luthier.run(recipe(setting, arms=["majority"]), out)
+    with pytest.raises(ModelError):
+        luthier.run(recipe(setting, arms=["zero_shot"], model=str(setting / "nothing")), out)
+    lock = Lock(out / "run.lock")
+    assert lock.taken()
+    lock.release()
+
+
+def test_two_containers_have_the_same_process_number(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    other = Lock(tmp_path / "run" / "run.lock")
+    assert other.taken() and other.holder() == os.getpid()
+    with pytest.raises(RunError, match=rf"another luthier \(process {os.getpid()}\) works in this folder"):
+        RunFolder(tmp_path / "run").prepare("name: a")
+
+
+@pytest.mark.parametrize(
+    ("tune", "told"),
+    [
+        ({"adapter": {"kind": "qlora"}}, "tune.adapter.kind: qlora needs the package bitsandbytes"),
+        ({"optimizer": "adam8bit"}, "tune.optimizer: adam8bit needs the package bitsandbytes"),
+    ],
+)
+def test_what_is_not_installed_is_said_before_any_arm_is_asked(setting, tmp_path, monkeypatch, tune, told):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    heard = Heard()
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        luthier.run(recipe(setting, arms=["majority", "tuned"], tune=tune), tmp_path / "run", listener=heard)
+    assert "majority" not in heard.cached
 
 
 def test_what_is_dropped_is_said(setting, tmp_path):

@@ -7,10 +7,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import luthier
 from luthier.errors import RecipeError
 from luthier.recipe import ALL_ARMS, Recipe, dump_recipe, fold_label, load_recipe, parse_corpus, parse_recipe
 from luthier.recipe.base import sections_of
 from luthier.recipe.reading import read_values
+from luthier.recipe.stages import load_stages
+from luthier.synthetic.settings import parse_synthetic
 
 GOOD = {"task": {"labels": ["SPORTS", "POLITICS"]}, "data": {"train": "rows.jsonl"}}
 
@@ -162,7 +165,7 @@ def test_words_without_quotes_are_explained_where_they_are_chosen_from_a_list():
         'YAML reads no, off, false as false; put a word in quotes: "off".'
     ]
     (found,) = problems(with_(data={"class_prior": {True: 0.5, "POLITICS": 0.5}}))
-    assert found.startswith("data.class_prior: a label is a text; put words such as yes, no and null in quotes (got ")
+    assert found == "data.class_prior: a label is a text; put words such as yes, no and null in quotes."
 
 
 @pytest.mark.parametrize(
@@ -413,6 +416,62 @@ def test_an_alias_inside_itself_is_refused(tmp_path):
     with pytest.raises(RecipeError) as caught:
         load_recipe(written(tmp_path, "task: &task {labels: [A, B], again: *task}"))
     assert caught.value.problems == ["an alias (*name) stands inside what it names (&name). Write it out."]
+
+
+def test_a_recipe_may_come_as_plain_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {"task": {"labels": ["A", "B"]}, "data": {"train": "rows.csv"}}
+    made = load_recipe(values, ["seed=3"])
+    assert (made.data.train, made.seed) == (str(tmp_path / "rows.csv"), 3)
+    assert values["data"] == {"train": "rows.csv"}, "what was given stays as it is"
+    stages = load_stages({"stages": [{"method": "clm", "data": {"train": "texts.jsonl"}}]})
+    assert stages.stages[0].data.train[0].path == str(tmp_path / "texts.jsonl")
+    assert isinstance(luthier.load_recipe(values), luthier.Recipe)
+
+
+def test_what_is_no_recipe_is_refused():
+    for wrong in (5, None, ["a"]):
+        with pytest.raises(luthier.RecipeError, match=rf"is {type(wrong).__name__}. Give the path of a recipe"):
+            luthier.run(wrong)
+
+
+def test_public_names_are_listed_and_there():
+    assert set(luthier.__all__) < set(dir(luthier))
+    assert all(getattr(luthier, name) is not None for name in luthier.__all__)
+    assert issubclass(luthier.Stopped, luthier.LuthierError)
+
+
+@pytest.mark.parametrize("where", ["synthetic", "distil"])
+def test_a_key_in_the_place_of_a_variables_name_is_not_shown(where):
+    key = "sk-1234-5678"
+    with pytest.raises(RecipeError) as caught:
+        if where == "synthetic":
+            parse_synthetic({"questions": {}, "inputs": [{"path": "a.jsonl"}],
+                             "writer": {"engine": "endpoint", "base_url": "http://x/v1", "key_variable": key}})  # fmt: skip
+        else:
+            method = {"kind": "distil", "teacher": "http://x/v1#m", "key_variable": key}
+            load_stages({"stages": [{"method": method, "data": {"train": "a.jsonl"}}]})
+    assert "is no name of an environment variable" in str(caught.value)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://x/v1?api_key=SECRET", "http://me:SECRET@x/v1"])
+def test_a_key_in_an_address_is_refused_and_not_shown(address):
+    with pytest.raises(RecipeError) as caught:
+        parse_synthetic({"questions": {}, "inputs": [{"path": "a.jsonl"}],
+                         "writer": {"engine": "endpoint", "base_url": address}})  # fmt: skip
+    assert "SECRET" not in str(caught.value)
+    method = {"kind": "distil", "teacher": f"{address}#m"}
+    with pytest.raises(RecipeError) as caught:
+        load_stages({"stages": [{"method": method, "data": {"train": "a.jsonl"}}]})
+    assert "an environment variable" in str(caught.value) and "SECRET" not in str(caught.value)
+
+
+def test_aliases_that_write_out_to_a_billion_values_are_refused(tmp_path):
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(RecipeError, match="aliases .* write out to more than 100,000 values"):
+        load_recipe(written(tmp_path, "\n".join(lines)))
 
 
 TWICE = """\

@@ -243,25 +243,26 @@ def test_a_run_without_its_tuned_arm_is_refused(rows, tiny_path, tmp_path):
 # --- stages -----------------------------------------------------------------------------------------------------
 
 
-def test_stages_before_the_searched_one_are_trained_once(tiny_path, tmp_path):
-    """sft -> dpo with another beta: one sft for all, and the full run of the best agrees with its trial."""
-    write_lines(tmp_path / "talks.jsonl", [talk_row(n) for n in range(24)])
+def chain_values(tiny_path, folder: Path) -> dict:
+    """sft -> dpo, with another beta tried."""
+    write_lines(folder / "talks.jsonl", [talk_row(n) for n in range(24)])
     pairs = [{"prompt": f"Text goal {n}", "chosen": "Sports", "rejected": "Politics"} for n in range(24)]
-    write_lines(tmp_path / "pairs.jsonl", pairs)
+    write_lines(folder / "pairs.jsonl", pairs)
     tune = {"batch_size": 8, "epochs": 1, "memory": {"predict": False}, "adapter": {"rank": 2, "alpha": 4}}
-    recipe = parse_stages(
-        {
-            "name": "chain", "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 200},
-            "stages": [
-                {"method": "sft", "data": {"train": str(tmp_path / "talks.jsonl")}, "tune": tune},
-                {"method": "dpo", "data": {"train": str(tmp_path / "pairs.jsonl"), "validation_share": 0.2},
-                 "tune": tune},
-            ],
-            "sweep": {"space": {"stages.1.method.beta": [0.1, 0.5]}, "pruner": "none", "sampler": "grid"},
-        }
-    )  # fmt: skip
+    return {
+        "name": "chain", "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 200},
+        "stages": [
+            {"method": "sft", "data": {"train": str(folder / "talks.jsonl")}, "tune": tune},
+            {"method": "dpo", "data": {"train": str(folder / "pairs.jsonl"), "validation_share": 0.2}, "tune": tune},
+        ],
+        "sweep": {"space": {"stages.1.method.beta": [0.1, 0.5]}, "pruner": "none", "sampler": "grid"},
+    }  # fmt: skip
+
+
+def test_stages_before_the_searched_one_are_trained_once(tiny_path, tmp_path):
+    """One sft for all trials, and the full run of the best agrees with its trial."""
     out = tmp_path / "out"
-    result = luthier.sweep(recipe, out, final=True)
+    result = luthier.sweep(parse_stages(chain_values(tiny_path, tmp_path)), out, final=True)
     assert result["counts"]["complete"] == 2
     assert result["metric"]["name"] == "accuracy", "beta changes what the loss means"
     assert (out / "shared" / "stages" / "01-sft" / "adapter" / "adapter_model.safetensors").is_file()
@@ -367,6 +368,18 @@ def test_two_processes_share_the_trials(grid, rows, tiny_path, tmp_path):
     assert by_number(result, "curve") == by_number(whole, "curve")
     assert len({trial["worker"] for trial in result["trials"]}) == 2, "each has done some"
     assert set(by_number(result, "attempts").values()) == {1}, "none has taken the other's"
+
+
+def test_two_processes_share_the_stages_before(tiny_path, tmp_path):
+    """Both begin with the same stage: one trains it, the other waits for it."""
+    values, out = chain_values(tiny_path, tmp_path), tmp_path / "out"
+    process = start(values, out)
+    wait_for("shared/recipe.yaml", out, process)
+    result = luthier.sweep(parse_stages(values), out)
+    told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert result["counts"]["failed"] == 0
+    assert len(list((out / "shared").rglob("adapter_model.safetensors"))) >= 1
 
 
 # --- the study itself -------------------------------------------------------------------------------------------

@@ -185,6 +185,8 @@ def explain_os_errors(path: Path) -> Iterator[None]:
             13: "no permission to write there. Give another folder with --out.",
             20: "a part of the path is a file. Give another folder with --out.",
             17: "a file stands where a folder has to be. Give another folder with --out.",
+            21: "a folder stands where a file has to be. Move it away, or give another folder with --out.",
+            2: "there is no such folder, and none can be made there. Give another one with --out.",
         }
         cause = causes.get(os_error_number(error))
         if cause is None:

@@ -35,12 +35,14 @@ from luthier.processes import first_goes_first, is_first, wait
 from luthier.progress import Listener, Silent
 from luthier.prompts import ClassifyPrompt, Layout
 from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
+from luthier.recipe.reading import RecipeSource
 from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.records import Ledger, Outcome, Prediction
 from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
 from luthier.runtime import set_up_torch
+from luthier.stages.suits import refuse_unsuited_tuning
 from luthier.training.checkpoint import Progress
 from luthier.training.learner import Learner, load_learner
 
@@ -48,19 +50,25 @@ ONE_SHARD = 1 << 40  # rows
 
 
 def run(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | RecipeSource,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe and return its result; result.json, report.html and the adapter stand in the run folder.
+    """Run a recipe (a file, or its values as a dict) and return its result.
+
+    result.json, report.html and the adapter stand in the run folder.
 
     `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped; stages whose
     inputs did not change are not done again.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    return Pipeline(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent()).run()
+    pipeline = Pipeline(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent())
+    try:
+        return pipeline.run()
+    finally:
+        pipeline.close()
 
 
 @dataclass
@@ -150,6 +158,11 @@ class Pipeline:
             "precision": self.model.precision,
         }
 
+    def close(self) -> None:
+        """Let others work in the run folder."""
+        if "folder" in self.__dict__:
+            self.folder.release()
+
     def run(self) -> dict[str, Any]:
         """All stages in order; the training stage stands right before the tuned arm."""
         recipe = self.recipe
@@ -160,6 +173,8 @@ class Pipeline:
         self.listener.plan(["data", *asked, *generated_stage, *trained, "report"])
         self.listener.begin("data")
         check_rows(self.rows)
+        if trained:
+            refuse_unsuited_tuning(f"recipe {recipe.name}", recipe.tune, self.model)
         self.check_rooms()
         if recipe.data.class_prior is not None:
             check_enough(len(self.rows.test), len(recipe.task.labels), "test rows")

@@ -16,6 +16,7 @@ from luthier.methods.base import Example, Objective
 from luthier.pipeline import Pipeline, check_rows
 from luthier.progress import Listener, Silent
 from luthier.recipe import Recipe, Training
+from luthier.recipe.reading import RecipeSource
 from luthier.recipe.space import AnyRecipe, load_any
 from luthier.recipe.stages import TrainRecipe
 from luthier.report.rate_chart import Mark, rate_chart
@@ -43,7 +44,7 @@ class Subject:
 
 
 def find_rate(
-    recipe: AnyRecipe | str | Path,
+    recipe: AnyRecipe | RecipeSource,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,

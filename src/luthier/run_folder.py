@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +16,11 @@ from luthier import processes
 from luthier.errors import RunError
 from luthier.files import content_hash, explain_os_errors, make_lasting, restore_below, write_json, write_text
 from luthier.locks import Lock
+from luthier.signals import heed
 
 NOT_CODE_OF_RESULTS = ("cli", "report")
 LOCK = "run.lock"  # in a run folder: held by the process that works there
+HELD: dict[Path, int] = {}  # the run folders that this process works in, and the thread that does
 MARK = "inputs.txt"  # in the folder of a training: the key of what it depends on
 
 
@@ -27,6 +29,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.let_go: Callable[[], object] = lambda: None
 
     @property
     def training(self) -> Path:
@@ -51,9 +54,13 @@ class RunFolder:
         if others and not (self.path / "recipe.yaml").is_file():
             raise RunError(f"{self.path}: holds other files and is not a run folder. Give another folder with --out.")
         if processes.is_first():  # the others come by while it writes already
-            weakref.finalize(self, locked(self.path).release)
+            self.let_go = weakref.finalize(self, locked(self.path))
             restore_below(self.path)
         write_text(self.path / "recipe.yaml", recipe_text)
+
+    def release(self) -> None:
+        """Let others work in the folder: this process is done with it."""
+        self.let_go()
 
     def stage(self, name: str, inputs: Any, compute: Callable[[], Any], together: bool = False) -> tuple[Any, bool]:
         """(value, whether it was done before): a stage is computed once for its inputs and the code's version.
@@ -65,9 +72,11 @@ class RunFolder:
         stored = processes.told(read_stage(path))
         if stored is not None and stored["key"] == key:
             return stored["value"], True
+        heed()
         value = processes.told(compute() if together or processes.is_first() else None)
         write_json(path, {"key": key, "value": value})
         processes.wait()
+        heed()
         return value, False
 
     def value(self, name: str) -> Any:
@@ -129,27 +138,36 @@ class RunFolder:
         return told.strip()
 
 
-def locked(path: Path) -> Lock:
-    """A run folder, taken for this process: the lock goes with the process, however that ends.
+def locked(path: Path) -> Callable[[], None]:
+    """Take a run folder for this thread, and return what lets go of it; the lock goes with the process at the latest.
 
-    Where the file system knows no locks, nobody is kept out.
+    Who holds it is not told by the process's number, which two containers share. A thread that has it may come again:
+    it does not do two things at once. Where the file system knows no locks, nobody is kept out.
 
     Raises:
-        RunError: another process works there.
+        RunError: another process or thread works there.
     """
-    lock = Lock(path / LOCK)
+    lock, place, thread = Lock(path / LOCK), path.resolve(), threading.get_ident()
     try:
         with explain_os_errors(path):
             is_free = lock.taken()
     except OSError:
-        return lock
-    holder = lock.holder()
-    if not is_free and holder != os.getpid():
+        return lock.release
+    if is_free:
+        HELD[place] = thread
+
+        def release() -> None:
+            lock.release()
+            HELD.pop(place, None)
+
+        return release
+    if HELD.get(place) != thread:
+        who = "a thread of this process" if place in HELD else f"process {lock.holder() or 'unknown'}"
         raise RunError(
-            f"{path}: another luthier (process {holder or 'unknown'}) works in this folder. Wait until it is done, or "
-            "give another folder with --out."
+            f"{path}: another luthier ({who}) works in this folder. Wait until it is done, or give another folder with "
+            "--out."
         )
-    return lock
+    return lambda: None
 
 
 def keep_caches(old: Path, folder: Path, patterns: Sequence[str]) -> None:

@@ -7,16 +7,31 @@ from types import FrameType, TracebackType
 
 from luthier.stopped import Stopped
 
-INTERRUPTED = 128 + signal.SIGINT  # exit codes, as a shell gives them
-TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT  # the exit code, as a shell gives it
+ASKED: list[int] = []  # signals that `interrupt` has received
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler for the time outside long work: a stop at once, and a note of it.
+
+    Python drops what a handler raises within `__del__` or a callback; `heed` and `Stop` know of it all the same.
+    """
+    ASKED.append(number)
+    raise KeyboardInterrupt
+
+
+def heed() -> None:
+    """KeyboardInterrupt where a stop was asked for and Python dropped it."""
+    if ASKED:
+        raise KeyboardInterrupt
 
 
 class Stop:
     """Context manager: inside it the first signal only sets `wanted`; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self.wanted = False
-        self.exit_code = INTERRUPTED
+        self.wanted = bool(ASKED)
+        self.exit_code = 128 + ASKED[0] if ASKED else INTERRUPTED
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Stop:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -19,6 +19,7 @@ from luthier.cli.options import Column, Json, Overrides, TextFile
 from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError, RunError
 from luthier.processes import is_first, num_processes, rank
+from luthier.signals import ASKED, interrupt
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -315,20 +316,32 @@ CAUSES = {
     errno.ENAMETOOLONG: "a name in this path is too long for the file system. Give a shorter one.",
     errno.EACCES: "this account may not open it. Give another path, or change who may read it.",
     errno.EPERM: "this account may not do that here. Give another path.",
+    errno.ENOSPC: "the disk is full. Free some space and run the same command again.",
+    errno.ENOENT: "there is no such file or folder, and none can be made there. Give another path.",
+    errno.EISDIR: "is a folder where a file has to be. Move it away, or give another path.",
 }
 
 
 def main() -> None:
     """Entry point. Exit codes: 1 an error that the user can mend (one message), 130 Ctrl-C, 143 SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another alphabet gets what it can show
+            stream.reconfigure(errors="backslashreplace")
+    ASKED.clear()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's background would have it
+            signal.signal(number, interrupt)
+    try:
+        answer_errors()
+    finally:  # it ends anyway, and nothing is to print over that
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def answer_errors() -> None:
+    """The command, with every error that can be mended as one message."""
     from luthier.stopped import Stopped
 
-    received: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:  # outside training too, a stop is a clean one
-        received.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
     try:
         refuse_several(sys.argv[1:])
         app()
@@ -338,14 +351,15 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code == 130:  # what Typer makes of a KeyboardInterrupt
             typer.echo("stopped: finished stages are kept. Run the same command again to go on.", err=True)
-            sys.exit(128 + (received or [signal.SIGINT])[0])
+            sys.exit(128 + (ASKED or [signal.SIGINT])[0])
         raise
     except LuthierError as error:
         fail(error)
     except OSError as error:
-        if error.errno not in CAUSES or error.filename is None:
+        if error.errno is None:
             raise
-        fail(f"{error.filename}: {CAUSES[error.errno]}")
+        where = error.filename or "standard output"
+        fail(f"{where}: {CAUSES.get(error.errno) or f'{error.strerror}.'}")
 
 
 def fail(told: object) -> NoReturn:

@@ -108,6 +108,7 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        weight_files(name, folder)
         refuse_wrong_kind(name, config, encoders)
         if is_encoder(config):
             model, found = load_encoder(folder, config.model_type)
@@ -197,7 +198,6 @@ def describe_model(name: str) -> dict[str, Any]:
         ) from error
     tokenizer = load_tokenizer(folder)
     refuse_damaged(name, folder)
-    files = sorted(folder.glob("*.safetensors"))
     return {
         "name": name,
         "folder": str(folder),
@@ -208,7 +208,7 @@ def describe_model(name: str) -> dict[str, Any]:
         "vocabulary": len(tokenizer),
         "context_tokens": getattr(config, "max_position_embeddings", None),
         "chat_template": tokenizer.chat_template is not None,
-        "weights_bytes": sum(file.stat().st_size for file in files),
+        "weights_bytes": sum(file.stat().st_size for file in weight_files(name, folder)),
         "sha256": folder_hash(folder),
     }
 
@@ -241,15 +241,26 @@ def weight_files(name: str, folder: Path) -> list[Path]:
         raise ModelError(
             f"model {name}: {index} does not name the files of the weights. Fetch the model again, or give another one."
         ) from error
-    return [folder / str(file) for file in names]
+    for file in names:
+        if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts:
+            raise ModelError(
+                f"model {name}: {index} names {file!r}, which is not a file inside the folder. A model's weights stand "
+                "with it. Fetch the model again, or give another one."
+            )
+    return [folder / file for file in names]
 
 
 def folder_hash(folder: Path) -> str:
     """Content hash of configuration, tokenizer and weights; large files by the checksums written beside them."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and file.name != "checksums.json":
-            digest.update(f"{file.name} {sha256(file)}\n".encode())
+    files = {
+        file
+        for file in folder.iterdir()
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and file.name != "checksums.json"
+    }
+    weights = {file for file in weight_files(folder.name, folder) if file.is_file()}
+    for file in sorted(files | weights):
+        digest.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

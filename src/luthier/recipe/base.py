@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
 
 from luthier.errors import did_you_mean
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # the most that each library behind a run takes; scikit-learn's bound
+UNSHOWN = "not_a_variable"  # pydantic's type of an error whose input is not shown
+
+
+def named_variable(name: str) -> str:
+    """The name of an environment variable, or an error that does not repeat what may be the key itself."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise PydanticCustomError(
+            UNSHOWN,
+            "is no name of an environment variable (letters, digits and _). Keys are not written into recipes: put the "
+            "key into a variable, and the variable's name here.",
+        )
+    return name
+
+
+Variable = Annotated[str, AfterValidator(named_variable)]
 
 
 class Part(BaseModel):
@@ -47,6 +64,10 @@ def explain(item: Any, root: type[BaseModel]) -> str:
         names = allowed.split("'")[1::2]
         hint = unquoted(item["input"], names) if isinstance(item["input"], bool) else did_you_mean(given, names)
         return f"{location}: {given!r} is not allowed; use {allowed}.{hint}"
+    if item["type"] == UNSHOWN:  # what was given may be a key: it is not shown
+        return f"{location}: {item['msg']}"
+    if isinstance(item["input"], Mapping):  # a rule between its keys, which says what it is about
+        return f"{location}: {item['msg'][0].lower()}{item['msg'][1:].rstrip('.')}."
     hint = unquoted(item["input"]) if item["type"] == "string_type" else ""
     return f"{location}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r}).{hint}"
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from luthier.recipe.base import Part, Seed, Share
+from luthier.recipe.base import Part, Seed, Share, Variable
 
 ReadFormat = Literal[
     "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
@@ -100,7 +100,7 @@ class Personal(Part):
         default_factory=lambda: ["US", "GB"],
         description="Countries whose national spelling of phone numbers is known (ISO 3166-1).",
     )
-    key_variable: str = Field(
+    key_variable: Variable = Field(
         "LUTHIER_PSEUDONYM_KEY", description="Environment variable that holds the pseudonyms' secret key."
     )
     names: Literal["off", "presidio"] = Field("off", description="Look for names and addresses with a local model.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import copy
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,40 @@ import yaml
 from luthier.errors import RecipeError
 
 PATH_KEYS = ("data.train", "data.test")
+MOST_VALUES = 100_000  # of a recipe, its aliases written out: nine lines of aliases can stand for a billion
 ALIAS_IN_ITSELF = "an alias (*name) stands inside what it names (&name). Write it out."
 
 
-def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The plain values of a recipe file with its paths made absolute, and the problems of the overrides."""
+RecipeSource = str | Path | Mapping[str, Any]  # a recipe's file, or its plain values
+
+
+def source_name(recipe: RecipeSource) -> str:
+    """What errors call a recipe."""
+    return "recipe" if isinstance(recipe, Mapping) else str(recipe)
+
+
+def read_values(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of a recipe with its paths made absolute, and the problems of the overrides.
+
+    Paths are relative to the recipe's file, or to the current folder where it comes as values.
+    """
+    if isinstance(recipe, Mapping):
+        values, twice, folder = copy.deepcopy(dict(recipe)), list[str](), Path.cwd()
+    elif isinstance(recipe, str | Path):
+        path = Path(recipe)
+        values, twice = read_file(path)
+        folder = path.parent.resolve()
+    else:
+        given = type(recipe).__name__
+        raise RecipeError("recipe", [f"is {given}. Give the path of a recipe (YAML), or its values as a dict."])
+    anchor_paths(values, folder)
+    if isinstance(values.get("model"), str):
+        values["model"] = anchored_model(values["model"], folder, Path.cwd())
+    return values, twice + apply_overrides(values, overrides)
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The mapping that a recipe file spells, and the keys that stand twice in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -30,11 +61,7 @@ def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
         raise RecipeError(str(path), [ALIAS_IN_ITSELF]) from None
     if not isinstance(values, dict):
         raise RecipeError(str(path), [*twice, "must be a mapping with the keys model, task, data, ..."])
-    folder = path.parent.resolve()
-    anchor_paths(values, folder)
-    if isinstance(values.get("model"), str):
-        values["model"] = anchored_model(values["model"], folder, Path.cwd())
-    return values, twice + apply_overrides(values, overrides)
+    return values, twice
 
 
 class Loader(yaml.SafeLoader):
@@ -65,24 +92,26 @@ def read_yaml(text: str) -> tuple[Any, list[str]]:
     """The value that a text spells, and the keys that stand twice in it.
 
     Raises:
-        yaml.YAMLError, ValueError: it is not YAML.
+        yaml.YAMLError, ValueError: it is not YAML, or its aliases write out to more than any recipe holds.
         RecursionError: an alias stands inside what it names.
     """
     loader = Loader(text)
     try:
-        return without_aliases(loader.get_single_data()), loader.twice
+        return without_aliases(loader.get_single_data(), itertools.count(1)), loader.twice
     finally:
         loader.dispose()
 
 
-def without_aliases(value: Any) -> Any:
-    """The same values with every section a copy of its own.
+def without_aliases(value: Any, counter: Iterator[int]) -> Any:
+    """The same values with every section a copy of its own; `counter` counts them.
 
     YAML's `&name` and `*name` make two places one section: to change one would be to change both.
     """
+    if next(counter) > MOST_VALUES:
+        raise ValueError(f"its aliases (*name) write out to more than {MOST_VALUES:,} values. Write it without them")
     if isinstance(value, dict):
-        return {key: without_aliases(inner) for key, inner in value.items()}
-    return [without_aliases(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_aliases(inner, counter) for key, inner in value.items()}
+    return [without_aliases(inner, counter) for inner in value] if isinstance(value, list) else value
 
 
 def anchor_paths(values: dict[str, Any], folder: Path) -> None:

@@ -18,7 +18,7 @@ from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Seed, Share, explain, sound_sections
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.prior import ClassPrior, prior_problems
-from luthier.recipe.reading import absolute, apply_overrides, read_values
+from luthier.recipe.reading import RecipeSource, absolute, apply_overrides, read_values, source_name
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.synthetic import Synthetic
 from luthier.recipe.training import Training, tune_problems
@@ -183,13 +183,15 @@ class Recipe(Part):
     )
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file. Paths inside it are relative to its folder, those in `overrides` to the current one.
+def load_recipe(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a recipe's plain values.
+
+    Paths in a file are relative to its folder, those in values and in `overrides` to the current one.
 
     `overrides` are `path.to.key=value` texts, values in YAML. Raises RecipeError with every problem found.
     """
-    values, problems = read_values(Path(path), overrides)
-    return parse_recipe(values, str(path), problems)
+    values, problems = read_values(recipe, overrides)
+    return parse_recipe(values, source_name(recipe), problems)
 
 
 def load_corpus(path: str | Path, overrides: Sequence[str] = ()) -> Corpus:

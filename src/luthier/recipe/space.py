@@ -10,14 +10,13 @@ import copy
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part
-from luthier.recipe.reading import read_values
+from luthier.recipe.reading import RecipeSource, read_values, source_name
 from luthier.recipe.run import Recipe, parse_recipe
 from luthier.recipe.stages import HEADS, TrainRecipe, parse_stages
 from luthier.recipe.sweep import DEFAULT_TRIALS, Search, Space, Sweep
@@ -40,10 +39,10 @@ OTHER_LOSS = re.compile(
 )
 
 
-def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """A recipe file of either kind: of a run, or of stages. RecipeError names every problem."""
-    values, problems = read_values(Path(path), overrides)
-    return parse_any(values, str(path), problems)
+def load_any(recipe: RecipeSource, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """A recipe of either kind, of a run or of stages: a file or plain values. RecipeError names every problem."""
+    values, problems = read_values(recipe, overrides)
+    return parse_any(values, source_name(recipe), problems)
 
 
 def parse_any(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> AnyRecipe:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -16,7 +15,7 @@ from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with
 from luthier.recipe.base import Part, Seed, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, Headed, MethodSettings, Reward
-from luthier.recipe.reading import read_values
+from luthier.recipe.reading import RecipeSource, read_values, source_name
 from luthier.recipe.run import Cost, Judge
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
@@ -214,10 +213,10 @@ class TrainRecipe(Part):
         return {**values, "stages": with_continued(values["stages"])} if "stages" in values else values
 
 
-def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
-    """Read a recipe of stages. Paths inside it are relative to its folder. RecipeError names every problem."""
-    values, problems = read_values(Path(path), overrides)
-    return parse_stages(values, str(path), problems)
+def load_stages(recipe: RecipeSource, overrides: Sequence[str] = ()) -> TrainRecipe:
+    """Read a recipe of stages, a file or plain values, as `load_recipe` does. RecipeError names every problem."""
+    values, problems = read_values(recipe, overrides)
+    return parse_stages(values, source_name(recipe), problems)
 
 
 def parse_stages(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> TrainRecipe:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from luthier.recipe.base import Part, Seed
+from luthier.recipe.base import Part, Seed, Variable
 from luthier.recipe.corpus import Input, Steps
 
 UnitShare = Annotated[float, Field(ge=0, le=1, strict=False)]
@@ -27,7 +27,7 @@ class Writer(Part):
     )
     batch_rows: int = Field(16, ge=1, description="Replies written together (`local`).")
     base_url: str | None = Field(None, description="Address of the server, up to and with `/v1` (`endpoint`).")
-    key_variable: str | None = Field(
+    key_variable: Variable | None = Field(
         None, description="Environment variable that holds the server's key; without it no key is sent."
     )
     length_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
@@ -168,6 +168,11 @@ def synthetic_problems(settings: Synthetic) -> list[str]:
             problems.append("writer.base_url: give the server's address, such as http://localhost:8000/v1.")
         elif "@" in url.partition("://")[2].partition("/")[0]:
             problems.append("writer.base_url: holds a name or password; put the key into an environment variable.")
+        elif "?" in url or "#" in url:
+            problems.append(
+                "writer.base_url: has a ? or # in it, and paths are put behind it. Give the address alone, and a key "
+                "in an environment variable."
+            )
     elif settings.writer.base_url or settings.writer.key_variable:
         problems.append("writer: base_url and key_variable belong to engine: endpoint.")
     if settings.filters.min_words > settings.filters.max_words:

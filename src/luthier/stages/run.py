@@ -13,6 +13,7 @@ from luthier.files import write_json
 from luthier.models import LoadedModel, load_outline
 from luthier.processes import first_goes_first
 from luthier.progress import Listener, Silent
+from luthier.recipe.reading import RecipeSource
 from luthier.recipe.stages import TrainRecipe, dump_stages, load_stages
 from luthier.report.stages_page import write_stages_page
 from luthier.run_folder import RunFolder
@@ -29,18 +30,24 @@ from luthier.stages.teaching import refuse_other_teachers
 
 
 def train(
-    recipe: TrainRecipe | str | Path,
+    recipe: TrainRecipe | RecipeSource,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe of stages and return its result; every stage's adapter stands in the run folder.
+    """Run a recipe of stages (a file, or its values as a dict) and return its result.
+
+    Every stage's adapter stands in the run folder.
 
     `out` defaults to runs/NAME. Called again with the same folder it goes on where it stopped.
     """
     if not isinstance(recipe, TrainRecipe):
         recipe = load_stages(recipe, overrides)
-    return Stages(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent()).run()
+    whole = Stages(recipe, Path(out) if out else Path("runs") / recipe.name, listener or Silent())
+    try:
+        return whole.run()
+    finally:
+        whole.close()
 
 
 @dataclass
@@ -83,6 +90,11 @@ class Stages:
             left = run.left
             runs.append(run)
         return self.write_report(values)
+
+    def close(self) -> None:
+        """Let others work in the run folder."""
+        if "folder" in self.__dict__:
+            self.folder.release()
 
     def check(self) -> None:
         """Refuse, before anything is computed, what the model or the teachers cannot do; the folder is there then."""

@@ -7,11 +7,13 @@ from typing import Any
 from luthier.adapters.parts import last_layers
 from luthier.adapters.qlora import refuse_missing
 from luthier.adapters.virtual import refuse_encoder
-from luthier.errors import ModelError, RecipeError
+from luthier.errors import ModelError, RecipeError, TrainingError
 from luthier.forest.encoders import HEADS, PERMUTED
 from luthier.models import LoadedModel
 from luthier.recipe.adapters import Qlora
 from luthier.recipe.stages import TrainRecipe
+from luthier.recipe.training import Training
+from luthier.training.optimizers import refuse_missing as refuse_missing_optimizer
 
 MASKED_FAMILIES = ", ".join(sorted(set(HEADS) - {PERMUTED}))
 
@@ -23,21 +25,29 @@ def refuse_unsuited(recipe: TrainRecipe, model: LoadedModel) -> None:
         for name, task in stage.each.items():
             where = f"stages.{number}.tasks.{name}.method" if stage.tasks else f"stages.{number}.method"
             problems += [f"{where}: {problem}" for problem in method_problems(task.method, model)]
-        problems += [f"stages.{number}.{problem}" for problem in adapter_problems(stage.tune.adapter, model)]
+        problems += [f"stages.{number}.{problem}" for problem in tune_problems(stage.tune, model)]
     if problems:
         raise RecipeError(f"recipe {recipe.name}", problems)
 
 
-def adapter_problems(adapter: Any, model: LoadedModel) -> list[str]:
-    """What speaks against a kind of adapter on this model, or on this machine."""
+def refuse_unsuited_tuning(source: str, tune: Training, model: LoadedModel) -> None:
+    """RecipeError where the tuned arm of a run cannot have its adapter or its optimizer."""
+    if problems := tune_problems(tune, model):
+        raise RecipeError(source, problems)
+
+
+def tune_problems(tune: Training, model: LoadedModel) -> list[str]:
+    """What speaks against a kind of adapter or an optimizer on this model, or on this machine."""
+    adapter: Any = tune.adapter
     try:
+        refuse_missing_optimizer(tune.optimizer)
         if isinstance(adapter, Qlora):
             refuse_missing()
         if getattr(adapter, "last", 0):
             last_layers(model.model, adapter.last)
         if adapter.virtual_tokens:
             refuse_encoder(model.model, adapter.kind)
-    except ModelError as error:
+    except (ModelError, TrainingError) as error:
         return [str(error)]
     return []
 

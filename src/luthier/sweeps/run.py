@@ -28,6 +28,7 @@ from luthier.files import content_hash, write_json, write_text
 from luthier.locks import alone
 from luthier.processes import num_processes
 from luthier.progress import Listener, Silent
+from luthier.recipe.reading import RecipeSource
 from luthier.recipe.space import (
     AnyRecipe,
     changed_recipe,
@@ -55,7 +56,7 @@ FAILED_AT_ONCE = 3  # trials that fail before one is trained: the recipe itself 
 
 
 def sweep(
-    recipe: AnyRecipe | str | Path,
+    recipe: AnyRecipe | RecipeSource,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
     listener: Listener | None = None,
@@ -79,7 +80,7 @@ def sweep(
         RecipeError: the recipe, or a key or value of the space.
         RunError: Optuna is not installed, the folder or the data base is another sweep's, or no trial could be trained.
     """
-    if isinstance(recipe, str | Path):
+    if not isinstance(recipe, AnyRecipe):
         recipe = load_any(recipe, overrides)
     resolved = resolved_sweep(recipe)
     if trials:

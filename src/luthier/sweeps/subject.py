@@ -159,7 +159,9 @@ class StagesSubject:
     def base(self) -> Stages:
         """The recipe as it stands, its shared stages in a folder of their own."""
         whole = Stages(self.recipe, self.out / "shared", self.quiet)
-        whole.check()
+        with alone(self.out / "shared.lock"):
+            whole.check()
+            whole.close()  # from here on that lock keeps the processes of a sweep apart: they take turns
         return whole
 
     @cached_property
@@ -194,9 +196,10 @@ class StagesSubject:
         """The stages that are the same in all trials, trained."""
         left: Left = Left(self.recipe.model)
         runs: tuple[StageRun, ...] = ()
+        base = self.base
         with alone(self.out / "shared.lock"):
             for number in range(1, first_stage(self.space) + 1):
-                left, runs = trained_stage(self.base, number, left, runs)
+                left, runs = trained_stage(base, number, left, runs)
         return left, runs
 
     def train(self, recipe: AnyRecipe, folder: Path, hear: Hear) -> History:

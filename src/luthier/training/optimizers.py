@@ -6,6 +6,7 @@ every step to the peak times the schedule's factor.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -180,19 +181,20 @@ def galore(settings: GaLore, groups: list[Group]) -> torch.optim.Optimizer:
     return GaLoreOptimizer(groups, settings)
 
 
-def adam8bit(settings: Adam8bit, groups: list[Group]) -> torch.optim.Optimizer:
-    """bitsandbytes'. Tensors of less than 4096 numbers keep moments of 32 bits.
-
-    Raises:
-        TrainingError: bitsandbytes is not installed.
-    """
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
+def refuse_missing(settings: Kind) -> None:
+    """TrainingError where the optimizer's library is not installed."""
+    if isinstance(settings, Adam8bit) and importlib.util.find_spec("bitsandbytes") is None:
         raise TrainingError(
             "tune.optimizer: adam8bit needs the package bitsandbytes, which is not installed. Install luthier[qlora], "
             "or take another optimizer (adafactor and lion need little memory too)."
-        ) from None
+        )
+
+
+def adam8bit(settings: Adam8bit, groups: list[Group]) -> torch.optim.Optimizer:
+    """bitsandbytes'. Tensors of less than 4096 numbers keep moments of 32 bits."""
+    refuse_missing(settings)
+    from bitsandbytes.optim import AdamW8bit
+
     made: torch.optim.Optimizer = AdamW8bit(groups, betas=(settings.beta1, settings.beta2), eps=settings.eps)
     return made
 

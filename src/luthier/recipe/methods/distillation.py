@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from luthier.recipe.base import Variable
 from luthier.recipe.methods.base import MethodPart
 
 ENDPOINT_TOKENS = 20  # most candidates of one position that a server of the OpenAI protocol gives
@@ -19,7 +20,7 @@ class Distil(MethodPart):
         description="The teacher: a model as for `model`, or an OpenAI-compatible address (http://HOST:PORT/v1#NAME)."
     )
     adapter: str | None = Field(None, description="Folder of an adapter that the teacher wears.")
-    key_variable: str | None = Field(
+    key_variable: Variable | None = Field(
         None, description="Environment variable that holds the key of the teacher's address; without it none is sent."
     )
     what: Literal["forward_kl", "reverse_kl", "answers"] = Field(
@@ -72,6 +73,8 @@ class Distil(MethodPart):
         """What a server of the OpenAI protocol cannot do."""
         if not name:
             return 'a teacher behind an address needs the name of its model: "http://HOST:PORT/v1#NAME"'
+        if "?" in self.teacher or "@" in self.teacher.partition("#")[0]:
+            return "a teacher's address has no key, name or ? in it; put a key into an environment variable"
         if self.adapter:
             return "adapter: a server wears its own; leave it out and name the server's model with the adapter"
         if self.what != "answers" and self.top_k > ENDPOINT_TOKENS:
