@@ -6,6 +6,7 @@ import pytest
 
 import luthier
 from luthier.methods.base import Example
+from luthier.recipe.stages import load_stages
 from luthier.records import Sequence
 from luthier.stages.cutting import cut
 
@@ -33,7 +34,10 @@ def test_what_is_left_must_teach_something():
     assert cut(prompt_only, 3) is None
     pair = Example((answer((1, 2, 3, 4), 1), answer((1, 2, 3, 5), 1)))
     assert cut(pair, 3) is None, "both answers are the same as far as they are read"
-    assert [len(part.tokens) for part in cut(Example((answer((1, 2, 3, 4), 1), answer((1, 5), 1))), 3).sequences] == [3, 2]
+    assert [len(part.tokens) for part in cut(Example((answer((1, 2, 3, 4), 1), answer((1, 5), 1))), 3).sequences] == [
+        3,
+        2,
+    ]
 
 
 def test_a_head_reads_what_is_left_of_its_text():
@@ -48,7 +52,7 @@ def test_training_rows_are_cut_and_held_out_ones_dropped(tiny_path, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     recipe = {
-        "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 100},
+        "model": str(tiny_path), "precision": "float32", "judge": {"resamples": 200},
         "stages": [{"method": "sft", "data": {"train": str(file), "max_tokens": 64, "too_long": "cut",
                                               "max_dropped_share": 0.9},
                     "tune": {"epochs": 0.5, "adapter": {"rank": 2, "alpha": 4}, "memory": {"predict": False}}}],
@@ -57,7 +61,7 @@ def test_training_rows_are_cut_and_held_out_ones_dropped(tiny_path, tmp_path):
     (stage,) = result["stages"]
     notes = stage["ledger"]["notes"]
     num_cut = int(next(note for note in notes if "data.too_long" in note).split()[0])
-    kept, dropped = stage["ledger"]["kept"], stage["ledger"]["dropped"]
+    kept, dropped = stage["ledger"]["kept"], stage["ledger"]["reasons"]
     assert num_cut > 0 and kept["train"] + sum(dropped.get("train", {}).values()) == stage["ledger"]["rows_in"]["train"]
     assert "too_long" not in dropped.get("train", {})
     assert dropped["test"]["too_long"] + kept["test"] == stage["ledger"]["rows_in"]["test"]
@@ -66,4 +70,4 @@ def test_training_rows_are_cut_and_held_out_ones_dropped(tiny_path, tmp_path):
 @pytest.mark.parametrize("wrong", ["shorten", True])
 def test_other_words_are_refused(wrong):
     with pytest.raises(luthier.RecipeError, match="too_long"):
-        luthier.load_stages({"stages": [{"method": "sft", "data": {"train": "a.jsonl", "too_long": wrong}}]})
+        load_stages({"stages": [{"method": "sft", "data": {"train": "a.jsonl", "too_long": wrong}}]})
