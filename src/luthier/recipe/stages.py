@@ -41,8 +41,8 @@ class Rows(Part):
     max_tokens: int = Field(1024, ge=16, description="Rows with a longer sequence are dropped, and said.")
     too_long: Literal["drop", "cut"] = Field(
         "drop",
-        description="`cut`: training rows keep their first `max_tokens` tokens. Validation and test rows are dropped all "
-        "the same: a figure is one of whole rows.",
+        description="`cut`: training rows keep their first `max_tokens` tokens. Validation and test rows are dropped "
+        "all the same: a figure is one of whole rows.",
     )
     max_dropped_share: float = Field(0.5, ge=0, le=1, description="The run refuses when more rows are dropped.")
 

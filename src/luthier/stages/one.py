@@ -26,8 +26,8 @@ from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.run_folder import code_hash, read_mark
 from luthier.runtime import reset_peak_memory
 from luthier.stages.beside import account, account_unread, rows_of
-from luthier.stages.cutting import cut
 from luthier.stages.chain import Left, Start, start_stage
+from luthier.stages.cutting import cut
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
