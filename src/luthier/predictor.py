@@ -68,6 +68,10 @@ class Predictor:
             answers.append(Answer(text, self.labels[best], float(row[best]), shares))
         return answers
 
+    def problems(self, texts: Sequence[str]) -> dict[int, str]:
+        """What is wrong with each of the texts that `predict` would refuse, by its place from 0."""
+        return self.classifier.problems(list(texts)) if texts else {}
+
     def checked_prior(self, class_prior: ClassPrior, num_texts: int) -> ClassPrior:
         """The setting, once it is known to fit the labels and the number of texts."""
         from luthier.evaluation.prior import check_enough
