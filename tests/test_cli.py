@@ -68,6 +68,36 @@ def test_bad_override(luthier, recipe, override, problem):
     assert f": 1 problem\n  - {problem}" in err
 
 
+KINDS = {
+    "stages": "stages:\n  - method: sft\n    data: {train: rows.txt}\n",
+    "run": "task: {labels: [A, B]}\ndata: {train: rows.txt}\n",
+    "prepare": "data: {corpus: {inputs: [{path: rows.txt}]}}\n",
+    "synthesize": "data: {synthetic: {inputs: [{path: rows.txt}]}}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "told"),
+    [
+        (["run"], "stages", "this is a recipe of stages; run it with `luthier train`."),
+        (["run"], "prepare", "this is a recipe that prepares rows; run it with `luthier data prepare`."),
+        (["train"], "run", "this is a recipe with a task; run it with `luthier run`."),
+        (["train"], "synthesize", "this is a recipe that writes rows; run it with `luthier data synthesize`."),
+        (["sweep"], "prepare", "this is a recipe that prepares rows; run it with `luthier data prepare`."),
+        (["lr-find"], "prepare", "this is a recipe that prepares rows; run it with `luthier data prepare`."),
+        (["data", "prepare", "--out", "x"], "stages", "this is a recipe of stages; run it with `luthier train`."),
+        (["data", "prepare", "--out", "x"], "run", "this is a recipe with a task; run it with `luthier run`."),
+        (["data", "synthesize", "--out", "x"], "run", "this is a recipe with a task; run it with `luthier run`."),
+    ],
+)
+def test_a_recipe_of_another_kind(luthier, tmp_path, words, kind, told):
+    """The command that reads it, and no other problem: `tune` stands at the top of none but a run's."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(KINDS[kind] + "tuna: {epochs: 1}\n")
+    code, out, err = luthier(*words, path)
+    assert (code, out, err) == (1, "", f"Error: {path}: 1 problem\n  - {told}\n")
+
+
 def test_dry_run_prints_a_recipe_that_means_the_same(luthier, recipe, tmp_path):
     code, out, err = luthier("run", recipe, "--set", "tune.epochs=2", "--dry-run")
     assert (code, err) == (0, "")

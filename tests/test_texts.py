@@ -24,7 +24,7 @@ def texts(*found, **settings):
 def test_each_line_is_a_text_and_no_other_sign_ends_one(tmp_path):
     lines = ["one\u2028still one", "two\x0cstill two", "three\x85"]
     file = given(tmp_path, "a.txt", "\r\n".join(lines).encode())
-    assert texts(["first"], file) == ["first", lines[0], lines[1], "three"]
+    assert texts(["first "], file) == ["first ", lines[0], lines[1], "three"]
     assert texts([], given(tmp_path, "a.txt.gz", gzip.compress(b"one\ntwo\n"))) == ["one", "two"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ def read_texts(texts: Sequence[str], file: Path | None, to_do: str = "label", co
     Of a table (.jsonl, .ndjson, .json, .csv, .tsv, .parquet) it is those of a column, of every other file its lines;
     both also packed (.gz, .zst). Only a line feed (or carriage return) ends a line. Blank texts keep their place.
     """
-    found = [asked(text, COMMAND_LINE, number) for number, text in enumerate(texts, start=1)]
+    found = [replace(asked(text, COMMAND_LINE, number), text=text) for number, text in enumerate(texts, start=1)]
     for one in found:
         if not is_unicode(one.text):
             raise DataError(f"{one}: is not UTF-8. Write it in the terminal's encoding (UTF-8).")

@@ -17,7 +17,7 @@ import yaml
 
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part
-from luthier.recipe.reading import read_values
+from luthier.recipe.reading import read_values, require_kind
 from luthier.recipe.run import Recipe, parse_recipe
 from luthier.recipe.stages import HEADS, TrainRecipe, parse_stages
 from luthier.recipe.sweep import DEFAULT_TRIALS, Search, Space, Sweep
@@ -43,6 +43,7 @@ OTHER_LOSS = re.compile(
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """A recipe file of either kind: of a run, or of stages. RecipeError names every problem."""
     values, problems = read_values(Path(path), overrides)
+    require_kind(values, str(path), ("run", "stages"), problems)
     return parse_any(values, str(path), problems)
 
 

@@ -16,7 +16,7 @@ from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with
 from luthier.recipe.base import Part, Seed, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, Headed, MethodSettings, Reward
-from luthier.recipe.reading import read_values
+from luthier.recipe.reading import read_values, require_kind
 from luthier.recipe.run import Cost, Judge
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
@@ -212,6 +212,7 @@ class TrainRecipe(Part):
 def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> TrainRecipe:
     """Read a recipe of stages. Paths inside it are relative to its folder. RecipeError names every problem."""
     values, problems = read_values(Path(path), overrides)
+    require_kind(values, str(path), ("stages",), problems)
     return parse_stages(values, str(path), problems)
 
 
