@@ -231,8 +231,8 @@ def commands_page() -> str:
         NOTE,
         "# Command reference",
         "",
-        "`--help` (or `-h`) works behind every command; `luthier --version` says which version this is.",
-        "`luthier --install-completion` lets the shell complete commands and options.",
+        "`--help` (or `-h`) works behind every command. Without a command, `--version` says which version this is, and",
+        "`--install-completion` lets the shell complete commands and options.",
         "",
         "| exit code | what it means |",
         "|---|---|",
@@ -274,7 +274,9 @@ def parameter_row(parameter: Any) -> str:
         default = ""
     else:
         default = f"`{parameter.default}`"
-    return row([f"`{shown_name(parameter)}`", default, parameter.help or ""])
+    choices = ", ".join(f"`{choice}`" for choice in getattr(parameter.type, "choices", ()))
+    about = parameter.help or ""
+    return row([f"`{shown_name(parameter)}`", default, f"{about} One of {choices}." if choices else about])
 
 
 def shown_name(parameter: Any) -> str:

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
+import luthier
 from luthier.cli.answers import Told, reply_lines, safe_cell
 from luthier.cli.texts import Asked
+from luthier.errors import RunError
 from luthier.recipe.stages import parse_stages
 from luthier.stages import load_head, train
 
@@ -56,6 +58,16 @@ def test_bad_rows_are_named_by_their_place_in_the_file(luthier, run, table):
     code, _, err = luthier("predict", run, "--text", "a goal", "--text", LONG, "--text", LONG)
     assert code == 1 and "2 of 3 rows cannot be used. To leave such rows out, give --skip-bad." in err
     assert "  - --text, number 2: it has " in err and "  - --text, number 3: it has " in err
+
+
+def test_a_run_of_stages_is_loaded_by_what_its_last_stage_left(run, tmp_path):
+    with pytest.raises(
+        RunError, match=r"run: is a run of `luthier train`, of stages. Load it with luthier.stages.load_head\(run\)."
+    ):
+        luthier.load(run)
+    (tmp_path / "recipe.yaml").write_text("stages: []\n")
+    with pytest.raises(RunError, match="a run that was stopped goes on with `luthier train` and the same --out"):
+        luthier.load(tmp_path)
 
 
 def test_a_line_a_row_with_label_probability_and_text(luthier, run, table):

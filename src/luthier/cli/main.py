@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+import luthier
 from luthier.cli.data import data_app
 from luthier.cli.lr_find import lr_find_command
-from luthier.cli.options import AnswerFile, Column, Json, Overrides, SkipBad, TextFile
+from luthier.cli.options import AnswerFile, Column, Json, Overrides, SkipBad, TextFile, WeightType
 from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError, RunError
 from luthier.processes import is_first, num_processes, rank
@@ -25,12 +26,29 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Adapt a language model to your domain, prove on held-out rows that it was worth it, and use the result.",
 )
 models_app = typer.Typer(no_args_is_help=True, help="Find, fetch and describe models.")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+
+
+def print_version(wanted: bool) -> None:
+    """`luthier 0.1.0`, and the end of the command."""
+    if wanted:
+        typer.echo(f"luthier {luthier.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def general(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of the command itself; what it does is said above."""
+
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 
@@ -251,7 +269,8 @@ def merge_command(
         typer.Option(help="Which stage of a run of stages; by default the last.", show_default=False),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Type of the weights: float32 (exact), bfloat16 or float16 (half the size, rounded).")
+        WeightType,
+        typer.Option(help="Type of the weights: float32 (exact), bfloat16 or float16 (half the size, rounded)."),
     ] = "float32",
     as_json: Json = False,
 ) -> None:
@@ -328,7 +347,10 @@ CAUSES = {
 
 
 def main() -> None:
-    """Entry point. Exit codes: 1 an error that the user can mend (one message), 130 Ctrl-C, 143 SIGTERM."""
+    """Entry point. Exit codes: 1 an error that the user can mend (one message), 2 a command line that is none.
+
+    3 where a command is done and there is something to look at, 130 Ctrl-C, 143 SIGTERM.
+    """
     from luthier.stopped import Stopped
 
     received: list[int] = []

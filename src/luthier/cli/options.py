@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+# the names that `--to`, `--from` and `--dtype` take; written out, for a command starts without what knows them
+WriteFormat = Literal[
+    "luthier", "run_export", "label_studio", "argilla", "sharegpt", "hh_rlhf", "ranking", "thumbs", "chat", "alpaca",
+    "prompt_completion", "trl", "conll", "columns", "trl_conversational", "text",
+]  # fmt: skip
+ReadFormat = Literal[
+    "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
+    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export",
+]  # fmt: skip
+WeightType = Literal["float32", "bfloat16", "float16"]
 
 Overrides = Annotated[
     list[str] | None,
