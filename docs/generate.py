@@ -274,8 +274,8 @@ def parameter_row(parameter: Any) -> str:
         default = ""
     else:
         default = f"`{parameter.default}`"
-    choices = ", ".join(f"`{choice}`" for choice in getattr(parameter.type, "choices", ()))
     about = parameter.help or ""
+    choices = ", ".join(f"`{one}`" for one in getattr(parameter.type, "choices", ()) if one not in about)
     return row([f"`{shown_name(parameter)}`", default, f"{about} One of {choices}." if choices else about])
 
 

@@ -78,7 +78,7 @@ def test_a_line_a_row_with_label_probability_and_text(luthier, run, table):
     first, second, third, fourth = out.splitlines()
     assert first == f"{label}\t{probability:.3f}\tthe goal of the team"
     assert second.startswith("–\t\t(it has ") and third == "–\t\t(the text is blank.)" and fourth.endswith("\t=1+2")
-    assert f"note: 1 of 4 texts are blank, no answer; first: {table} line 5." in err
+    assert f"note: 1 of 4 texts blank, no answer; first: {table} line 5." in err
     assert f"note: 1 of 4 rows left out:\n  - {table} line 4: it has " in err
 
 

@@ -413,20 +413,24 @@ def test_a_result_is_shown_as_it_is_with_a_command_that_can_be_pasted(capsys):
 
 
 def test_stages_end_with_a_command_that_can_be_pasted(capsys):
-    stage = {"name": "sft", "method": "sft", "primary_metric": "loss", "figures": {"loss": {
+    stage = {"name": "sft", "method": "sft", "rivals": [{"name": "tfidf"}], "primary_metric": "loss", "figures": {"loss": {
         "before": {"value": 1.0}, "after": {"value": 0.5}, "change": {"value": -0.5, "low": -0.6, "high": -0.4}, "n": 9,
     }}}  # fmt: skip
     result = {
         "name": "mine",
         "confidence": 0.95,
         "stages": [stage],
-        "verdict": "[bug]",
+        "verdict": "[bug] beside 0.5 of tfidf",
         "adapter": "[/a]",
         "writes": ["sft"],
     }
     screen.print_stages(result, Path("o'ut"))
     out = capsys.readouterr().out
-    assert "[bug]" in out and "Adapter: [/a]" in out and """luthier answer 'o'"'"'ut' --text "..."\n""" in out
+    assert (
+        "[bug] beside 0.5 of TF-IDF + logistic regression" in out
+        and "Adapter: [/a]" in out
+        and """luthier answer 'o'"'"'ut' --text "..."\n""" in out
+    )
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def say_unanswered(rows: Sequence[Asked]) -> None:
     blank = [row for row in rows if row.blank]
     bad = [row for row in rows if row.problem and not row.blank]
     if blank:
-        typer.echo(f"note: {len(blank):,} of {len(rows):,} texts are blank, no answer; first: {blank[0]}.", err=True)
+        typer.echo(f"note: {len(blank):,} of {len(rows):,} texts blank, no answer; first: {blank[0]}.", err=True)
     if bad:
         typer.echo(f"note: {len(bad):,} of {len(rows):,} rows left out:\n{named(bad)}", err=True)
         raise typer.Exit(LEFT_OUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -74,8 +74,20 @@ def prepare_command(
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="IN", help="File, folder or glob.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.", show_default=False)],
-    to: Annotated[WriteFormat, typer.Option(help="Format to write.", show_default=False)],
-    read_as: Annotated[ReadFormat, typer.Option("--from", help="Format of the rows; auto looks.")] = "auto",
+    to: Annotated[
+        WriteFormat,
+        typer.Option(
+            metavar="FORMAT", help=f"Format to write: {', '.join(get_args(WriteFormat))}.", show_default=False
+        ),
+    ],
+    read_as: Annotated[
+        ReadFormat,
+        typer.Option(
+            "--from",
+            metavar="FORMAT",
+            help=f"Format of the rows; auto looks. One of {', '.join(get_args(ReadFormat))}.",
+        ),
+    ] = "auto",
     text: TextColumn = None,
     label: Annotated[
         str | None, typer.Option(help="Column of the label, of plain columns.", show_default=False)

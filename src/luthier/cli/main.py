@@ -183,7 +183,9 @@ def with_probability(answer: dict[str, Any]) -> dict[str, Any]:
     shares = answer.get("probabilities")
     if shares is None:
         return answer
-    return {**answer, "probability": shares[answer["label"]] if "label" in answer else max(shares.values())}
+    probability = shares[answer["label"]] if "label" in answer else max(shares.values())
+    return {**{name: value for name, value in answer.items() if name != "probabilities"}, "probability": probability,
+            "probabilities": shares}  # fmt: skip
 
 
 @app.command("score")

@@ -247,7 +247,8 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
         )
     console.print(f"\n{result['name']}\n")
     console.print(table)
-    console.print(f"\n{result['verdict']}\n")
+    rivals = [rival["name"] for rival in result["stages"][-1].get("rivals") or []]
+    console.print(f"\n{with_arm_names(result['verdict'], rivals)}\n")
     console.print(f"Page:    {folder / 'report.html'}", soft_wrap=True)
     console.print(f"Adapter: {result['adapter']}", soft_wrap=True)
     for number, command in enumerate(how_to_ask(result["stages"][-1], folder)):

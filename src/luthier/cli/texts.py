@@ -145,7 +145,7 @@ def table_text(file: Path, line: int, row: Mapping[str, object] | Problem, colum
     if isinstance(row, Problem):
         one = Asked("", str(file), line, problem=row.detail)
         if row.ends_file:
-            raise DataError(f"{one}: {one.problem}")
+            raise DataError(f"{file} {row.detail}" if row.detail.startswith("line ") else f"{one}: {row.detail}")
         return one
     text, problem = ("", None) if row.get(column, "") is None else read_text(row, column)
     if problem is not None:

@@ -132,6 +132,8 @@ def in_sentence(name: str) -> str:
 def with_arm_names(sentence: str, arms: Iterable[str]) -> str:
     """A sentence of the result with its arms called as in tables, where they are called as in the recipe."""
     names = "|".join(re.escape(name) for name in arms)
+    if not names:
+        return sentence
     return re.sub(
         rf"(?<![\w-])(?:{names})(?![\w-])",
         lambda found: in_sentence(found[0]) if found.start() else capital(in_sentence(found[0])),
