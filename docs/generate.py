@@ -274,9 +274,7 @@ def parameter_row(parameter: Any) -> str:
         default = ""
     else:
         default = f"`{parameter.default}`"
-    about = parameter.help or ""
-    choices = ", ".join(f"`{one}`" for one in getattr(parameter.type, "choices", ()) if one not in about)
-    return row([f"`{shown_name(parameter)}`", default, f"{about} One of {choices}." if choices else about])
+    return row([f"`{shown_name(parameter)}`", default, parameter.help or ""])
 
 
 def shown_name(parameter: Any) -> str:
