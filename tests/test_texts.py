@@ -72,6 +72,11 @@ def test_the_ending_says_what_a_file_holds(tmp_path, name, place):
     assert str(found[2]) == f"{tmp_path / name} {place} 3"
 
 
+def test_columns_can_be_written_as_json(tmp_path):
+    (one,) = read_texts([], given(tmp_path, "a.jsonl", b'{"text": "x", "price": NaN, "size": 1.5}\n'))
+    assert one.columns == {"text": "x", "price": None, "size": 1.5}
+
+
 def test_an_array_of_plain_texts(tmp_path):
     assert texts([], given(tmp_path, "a.json", b'["one", "two"]')) == ["one", "two"]
 

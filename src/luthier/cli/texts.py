@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,7 +139,7 @@ def table_texts(file: Path, column: str | None) -> list[Asked]:
 
 
 def table_text(file: Path, line: int, row: Mapping[str, object] | Problem, column: str) -> Asked:
-    """The text of one row, or its problem."""
+    """The text of one row, or its problem. Numbers that JSON cannot hold (NaN) become nothing among its columns."""
     from luthier.corpus.formats import read_text
     from luthier.corpus.lines import Problem
 
@@ -147,6 +148,7 @@ def table_text(file: Path, line: int, row: Mapping[str, object] | Problem, colum
         if row.ends_file:
             raise DataError(f"{file} {row.detail}" if row.detail.startswith("line ") else f"{one}: {row.detail}")
         return one
+    row = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
     text, problem = ("", None) if row.get(column, "") is None else read_text(row, column)
     if problem is not None:
         return Asked("", str(file), line, row, column, problem.detail)
