@@ -231,8 +231,17 @@ def commands_page() -> str:
         NOTE,
         "# Command reference",
         "",
-        "Exit codes: 0 done; 1 something to mend, said on standard error; 2 the command line cannot be",
-        "understood; 130 stopped by Ctrl-C, 143 by SIGTERM. `--help` works behind every command.",
+        "`--help` (or `-h`) works behind every command. Without a command, `--version` says which version this is, and",
+        "`--install-completion` lets the shell complete commands and options.",
+        "",
+        "| exit code | what it means |",
+        "|---|---|",
+        "| 0 | done |",
+        "| 1 | something to mend, said on standard error |",
+        "| 2 | the command line cannot be understood |",
+        "| 3 | done, and there is something to look at: rows left out by `--skip-bad`, texts that `data audit` found |",
+        "| 130 | stopped on request by Ctrl-C; the same command goes on |",
+        "| 143 | the same by SIGTERM |",
     ]
     for name, command in commands(typer.main.get_command(app)):
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), "", *usage(name, command), ""]

@@ -249,9 +249,13 @@ def test_the_command_prints_what_python_returns(run, luthier, tmp_path):
     ask = ("answer", run, "--stage", "talk", "--text", "the goal", "--file", tmp_path / "texts.txt", "--max-tokens", 5)
     code, out, _ = luthier(*ask, "--json")
     told = [{"text": text, "answer": r.text, "finished": r.finished} for text, r in zip(texts, wanted, strict=True)]
-    assert code == 0 and json.loads(out) == told
+    assert code == 0 and [{name: one[name] for name in told[0]} for one in json.loads(out)] == told
     code, out, _ = luthier(*ask)
-    assert out == "".join(r.text + ("\n" if r.finished else " [...]\n") for r in wanted)
+    replies = [r.text + ("" if r.finished else " [...]") for r in wanted]
+    assert out == f"> the goal\n{replies[0]}\n\n> the law\n{replies[1]}\n"
+    code, out, err = luthier(*ask, "--text", "a " * 600, "--skip-bad", "--json")
+    assert code == 3 and [one["answer"] for one in json.loads(out)] == [wanted[0].text, None, wanted[1].text]
+    assert "--text, number 2: it has " in err and "before an answer. Give another text." in err
 
 
 def test_the_command_says_what_to_mend(run, luthier):

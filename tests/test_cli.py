@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from luthier import signals
+from luthier import __version__, signals
 from luthier.cli import screen
 from luthier.cli.screen import Pace
 from luthier.cli.sweep import print_sweep
@@ -71,6 +71,36 @@ def test_bad_override(luthier, recipe, override, problem):
     code, out, err = luthier("run", recipe, "--set", override, "--dry-run")
     assert (code, out) == (1, "")
     assert f": 1 problem\n  - {problem}" in err
+
+
+KINDS = {
+    "stages": "stages:\n  - method: sft\n    data: {train: rows.txt}\n",
+    "run": "task: {labels: [A, B]}\ndata: {train: rows.txt}\n",
+    "prepare": "data: {corpus: {inputs: [{path: rows.txt}]}}\n",
+    "synthesize": "data: {synthetic: {inputs: [{path: rows.txt}]}}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "told"),
+    [
+        (["run"], "stages", "this is a recipe of stages; run it with `luthier train`."),
+        (["run"], "prepare", "this is a recipe that prepares rows; run it with `luthier data prepare`."),
+        (["train"], "run", "this is a recipe with a task; run it with `luthier run`."),
+        (["train"], "synthesize", "this is a recipe that writes rows; run it with `luthier data synthesize`."),
+        (["sweep"], "prepare", "this is a recipe that prepares rows; run it with `luthier data prepare`."),
+        (["lr-find"], "prepare", "this is a recipe that prepares rows; run it with `luthier data prepare`."),
+        (["data", "prepare", "--out", "x"], "stages", "this is a recipe of stages; run it with `luthier train`."),
+        (["data", "prepare", "--out", "x"], "run", "this is a recipe with a task; run it with `luthier run`."),
+        (["data", "synthesize", "--out", "x"], "run", "this is a recipe with a task; run it with `luthier run`."),
+    ],
+)
+def test_a_recipe_of_another_kind(luthier, tmp_path, words, kind, told):
+    """The command that reads it, and no other problem: `tune` stands at the top of none but a run's."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(KINDS[kind] + "tuna: {epochs: 1}\n")
+    code, out, err = luthier(*words, path)
+    assert (code, out, err) == (1, "", f"Error: {path}: 1 problem\n  - {told}\n")
 
 
 def test_dry_run_prints_a_recipe_that_means_the_same(luthier, recipe, tmp_path):
@@ -341,9 +371,15 @@ def test_a_folder_where_none_can_be_made_is_named(luthier, recipe):
     assert err.startswith("Error: /proc/x")
 
 
-def test_help_names_the_commands(luthier):
-    code, out, err = luthier("--help")
-    assert (code, err) == (0, "")
+def test_the_version(luthier):
+    assert luthier("--version") == (0, f"luthier {__version__}\n", "")
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_names_the_commands(luthier, word):
+    code, out, err = luthier(word)
+    assert (code, err) == (0, "") and "prove on held-out rows" in out and "--install-completion" in out
+    assert "--column" in luthier("predict", word)[1] and "--shard" in luthier("data", "prepare", word)[1]
     assert all(word in out for word in ("run", "predict", "models", "data"))
 
 
@@ -380,6 +416,29 @@ def test_peek_shows_labels_as_they_are(capsys):
     assert "dropped: [/SP] 1" in out and "a.txt ([bug])" in out
 
 
+def test_trained_tokens_are_told_apart_without_colours_too(capsys, monkeypatch):
+    """Brackets in a pipe, and on a terminal that is asked for no colours; on any other, colours alone."""
+    parts = [{"text": "goal by ", "trained": False}, {"text": "SPORTS\n", "trained": True}]
+    for settings, around in (
+        ({}, ("⟦", "⟧")),
+        ({"force_terminal": True, "color_system": "standard", "no_color": True}, ("⟦", "⟧")),
+        ({"force_terminal": True, "color_system": "standard", "no_color": False}, ("", "")),
+    ):
+        console = screen.plain_console(file=io.StringIO(), **settings)
+        assert screen.brackets(console) == around
+        assert screen.marked_text(parts, around).plain == f"goal by {around[0]}SPORTS\n{around[1]}"
+    stage = {
+        "stage": "sft", "method": "sft", "ledger": {"rows_in": {}, "reasons": {}, "kept": {}, "examples": [], "notes": []},
+        "tokens": {"p0": 1, "p50": 2, "p95": 3, "p100": 4}, "examples": {"train": 1}, "trained_tokens": 1,
+        "rows": [{"sequences": [parts]}],
+    }  # fmt: skip
+    screen.print_peek_stages([stage])
+    out = capsys.readouterr().out
+    assert "goal by ⟦SPORTS" in out and out.endswith(
+        "⟦ ⟧ = trained tokens, or what a head reads; the rest is read only\n"
+    )
+
+
 def test_records_and_ledgers_are_shown_as_they_are(capsys, tmp_path):
     screen.print_records([{"kind": "labelled", "source": {"file": "[/a].txt", "line": 1}, "text": "[bug] :car:"}])
     entry = {"reason": "[/SP]", "count": 1, "step": "labels", "examples": [{"source": "[bug]", "detail": ":car:"}]}
@@ -399,29 +458,49 @@ def arm(accuracy: float) -> dict:
 
 
 def test_a_result_is_shown_as_it_is_with_a_command_that_can_be_pasted(capsys):
-    result = {"name": "mine", "confidence": 0.95, "currency": "[/EUR]", "arms": {"tuned": arm(0.5)},
-              "verdict": "[bug] is gone", "training": {}}  # fmt: skip
+    result = {"name": "mine", "confidence": 0.999, "currency": "[/EUR]", "arms": {"tuned": arm(0.5), "few_shot": arm(0.4)},
+              "verdict": "[bug] is gone: tuned beats few_shot", "training": {}}  # fmt: skip
     screen.print_result(result, Path("dé ir/out ß"))
     out = capsys.readouterr().out
-    assert "[/EUR] / 1,000" in out and "[bug] is gone" in out
+    assert "[/EUR] / 1,000" in out and "[bug] is gone: the fine-tuned model beats few-shot" in out
+    assert "99.9% interval" in out and "Few-shot" in out and "few_shot" not in out
     assert "Use it:  luthier predict 'dé ir/out ß' --text \"...\"\n" in out
 
 
 def test_stages_end_with_a_command_that_can_be_pasted(capsys):
-    stage = {"name": "sft", "primary_metric": "loss", "figures": {"loss": {
+    stage = {"name": "sft", "method": "sft", "rivals": [{"name": "tfidf"}], "primary_metric": "loss", "figures": {"loss": {
         "before": {"value": 1.0}, "after": {"value": 0.5}, "change": {"value": -0.5, "low": -0.6, "high": -0.4}, "n": 9,
     }}}  # fmt: skip
     result = {
         "name": "mine",
         "confidence": 0.95,
         "stages": [stage],
-        "verdict": "[bug]",
+        "verdict": "[bug] beside 0.5 of tfidf",
         "adapter": "[/a]",
         "writes": ["sft"],
     }
     screen.print_stages(result, Path("o'ut"))
     out = capsys.readouterr().out
-    assert "[bug]" in out and "Adapter: [/a]" in out and """luthier answer 'o'"'"'ut' --text "..."\n""" in out
+    assert (
+        "[bug] beside 0.5 of TF-IDF + logistic regression" in out
+        and "Adapter: [/a]" in out
+        and """luthier answer 'o'"'"'ut' --text "..."\n""" in out
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "commands"),
+    [
+        ({"method": "dpo"}, ['luthier answer out --text "..."']),
+        ({"method": "ordinal"}, ['luthier predict out --text "..."']),
+        ({"method": "reward"}, ["luthier score out ROWS"]),
+        ({"method": "mlm"}, []),
+        ({"method": "several", "tasks": {"a": {"method": "sft"}, "b": {"method": "tag"}}},
+         ['luthier answer out --text "..." --task a', 'luthier predict out --text "..." --task b']),
+    ],
+)  # fmt: skip
+def test_how_the_last_stage_is_asked_goes_by_its_methods(stage, commands):
+    assert list(screen.how_to_ask(stage, Path("out"))) == commands
 
 
 def test_a_sweep_shows_lists_as_they_are_and_a_command_that_can_be_pasted(capsys, monkeypatch):

@@ -387,6 +387,7 @@ def test_a_text_that_the_model_cannot_read_is_refused(finished):
     predictor = luthier.load(folder / "run")
     with pytest.raises(DataError, match=r"text 2: it has [\d,]+ tokens with its prompt; the model reads 512"):
         predictor.predict(["a goal", "a vote " * 300])
+    assert list(predictor.problems(["a goal", "a vote " * 300, "a vote"])) == [1] and not predictor.problems([])
     with pytest.raises(TypeError, match="text 1 is None, and no text"):
         predictor.predict([None])
 

@@ -268,7 +268,10 @@ def test_a_finished_head_answers_as_it_was_tested(tiny_path, tmp_path, luthier):
     assert np.mean(right) == pytest.approx(result["stages"][0]["figures"]["accuracy"]["after"]["value"])
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1.0) for answer in found)
     code, out, _ = luthier("predict", tmp_path / "run", "--text", test[0]["text"], "--text", test[7]["text"])
-    assert (code, out) == (0, f"{found[0]['label']}\t{test[0]['text']}\n{found[7]['label']}\t{test[7]['text']}\n")
+    shown = [
+        (found[place]["label"], max(found[place]["probabilities"].values()), test[place]["text"]) for place in (0, 7)
+    ]
+    assert (code, out) == (0, "".join(f"{label}\t{p:.3f}\t{text}\n" for label, p, text in shown))
     code, out, _ = luthier("predict", tmp_path / "run", "--text", test[0]["text"], "--json")
     assert json.loads(out)[0]["label"] == found[0]["label"] and json.loads(out)[0]["text"] == test[0]["text"]
 

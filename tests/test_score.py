@@ -161,6 +161,27 @@ def test_rows_that_cannot_be_scored_are_named(run, tmp_path):
         read_answers(broken)
 
 
+def test_bad_rows_are_named_together_or_left_out(run, tmp_path, luthier):
+    """Equal answers and a text that is too long: both refused by line; with --skip-bad the others are scored."""
+    folder, _, _ = run
+    equal, long = {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}, {**PAIRS[1], "chosen": "goal " * 600}
+    file = written(tmp_path / "rows.jsonl", [PAIRS[18], equal, PAIRS[19]])
+    code, out, err = luthier("score", folder / "run", file)
+    assert (code, out) == (1, "") and err.startswith("Error: rows.jsonl line 2: chosen and rejected are the same")
+    file = written(tmp_path / "rows.jsonl", [PAIRS[18], equal, long, PAIRS[19]])
+    code, out, err = luthier("score", folder / "run", file, "--skip-bad", "--json")
+    assert code == 3 and "2 of 6 rows left out" in err and "rows.jsonl line 3: prompt and answer have" in err
+    found = json.loads(out)
+    expected = load_reward(folder / "run").score(read_answers(folder / "test.jsonl"))[:4]
+    assert [one["line"] for one in found] == [1, 1, 2, 3, 4, 4]
+    assert [one["reward"] for one in found if "reward" in one] == pytest.approx([one["reward"] for one in expected])
+    assert "the same" in found[2]["reason"] and "reward" not in found[2]
+    code, out, err = luthier("score", folder / "run", file, "--skip-bad", "--out", tmp_path / "scores.csv")
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert code == 3 and lines[0] == "file,line,answer,reward,normalised,reason" and len(lines) == 7
+    assert luthier("score", folder / "run", file, "--skip-bad")[1].splitlines()[2].startswith("–\t–\t2\t(")
+
+
 def test_what_is_no_reward_model_is_said(run, luthier):
     folder, _, _ = run
     code, _, told = luthier("predict", folder / "run", "--text", "a")

@@ -105,10 +105,10 @@ def test_better_says_all_its_numbers() -> None:
     assert found == Verdict(
         VerdictCode.BETTER,
         "Fine-tune: on 800 test rows, "
-        f"tuned 81.0 % [{100 * of_tuned.low:.1f}, {100 * of_tuned.high:.1f}] against "
-        f"tfidf 60.0 % [{100 * of_tfidf.low:.1f}, {100 * of_tfidf.high:.1f}], the strongest other arm; "
+        f"tuned 81.0% [{100 * of_tuned.low:.1f}, {100 * of_tuned.high:.1f}] against "
+        f"tfidf 60.0% [{100 * of_tfidf.low:.1f}, {100 * of_tfidf.high:.1f}], the strongest other arm; "
         f"difference +21.0 points [{100 * interval.low:.1f}, {100 * interval.high:.1f}], "
-        "p < 0.001 (95 % intervals).",
+        "p < 0.001 (95% intervals).",
     )
     assert found.code == "better"
     # +-1.96 sqrt((0.285 - 0.21^2) / 800) = 3.4 points
@@ -128,7 +128,7 @@ def test_better_by_less_than_what_was_called_worth_having() -> None:
 def test_worse_whatever_the_size() -> None:
     found = decide_pair(400, 30, 120, 250)
     assert found.code == VerdictCode.WORSE
-    assert found.sentence.startswith("Do not fine-tune: on 800 test rows, tuned 53.8 % ")
+    assert found.sentence.startswith("Do not fine-tune: on 800 test rows, tuned 53.8% ")
     assert "difference -11.2 points [-14." in found.sentence
     assert decide_pair(7000, 560, 700, 1740).code == VerdictCode.WORSE
 
@@ -157,11 +157,11 @@ def test_too_few_rows_names_a_number_from_the_largest_likely_share() -> None:
     assert share == pytest.approx(0.2357, abs=1e-4)
     assert (rows_needed(0.02, share), rows_needed(0.04, share)) == (4723, 1204)
     assert found.code == VerdictCode.TOO_FEW_ROWS
-    assert found.sentence.startswith("Too few test rows to tell: on 100 test rows, tuned 72.0 % [62.5, 79.9]")
+    assert found.sentence.startswith("Too few test rows to tell: on 100 test rows, tuned 72.0% [62.5, 79.9]")
     assert "p = 0.503" in found.sentence
     assert found.sentence.endswith(
         " About 4,800 rows would do to show a difference of 2 points, "
-        "about 1,300 if it is as large as it looks here (80 % power)."
+        "about 1,300 if it is as large as it looks here (80% power)."
     )
 
 
@@ -255,7 +255,7 @@ def test_holm_asks_for_more_rows() -> None:
 
 def test_without_a_minimum_gain_the_observed_difference_stands_in() -> None:
     assert decide_pair(60, 12, 8, 20, minimum_gain=0.0).sentence.endswith(
-        " About 1,300 rows would do to show a difference of 4 points (80 % power)."
+        " About 1,300 rows would do to show a difference of 4 points (80% power)."
     )
     assert decide_pair(60, 8, 8, 24, minimum_gain=0.0).code == VerdictCode.NO_DIFFERENCE
 
@@ -285,8 +285,8 @@ def test_without_a_tuned_arm_the_best_is_held_against_the_second() -> None:
     arms = {"majority": np.zeros(800, bool), "tfidf": second, "few_shot": best}
     found = decide(arms)
     assert found.code == VerdictCode.BETTER
-    assert found.sentence.startswith("few_shot is the best arm: on 800 test rows, few_shot 81.0 % ")
-    assert "against tfidf 60.0 % [56.6, 63.3], the second best; " in found.sentence
+    assert found.sentence.startswith("few_shot is the best arm: on 800 test rows, few_shot 81.0% ")
+    assert "against tfidf 60.0% [56.6, 63.3], the second best; " in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_without_a_tuned_arm_the_same_rules_hold(counts, code: VerdictCode, open
 def test_one_arm_has_nothing_to_be_compared_with() -> None:
     found = decide({"tuned": np.array([True, True, True, False])})
     assert found.code == VerdictCode.NOTHING_TO_COMPARE
-    assert found.sentence == "Nothing to compare: only tuned 75.0 % [30.1, 95.4] ran. Add arms to the recipe."
+    assert found.sentence == "Nothing to compare: only tuned 75.0% [30.1, 95.4] ran. Add arms to the recipe."
 
 
 # --- how often it errs

@@ -1,4 +1,4 @@
-"""luthier: adapt a language model to your domain, prove it was worth it, serve the result.
+"""luthier: adapt a language model to your domain, prove it was worth it, use the result.
 
 `run` a recipe, `train` one of stages, `sweep` one over values, `load` a finished run, `merge` its adapter into the
 model, `find_rate` for a recipe, `load_recipe` or `load_stages` without running it. A run of stages answers through

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from luthier.errors import DataError, RunError
 from luthier.files import require_whole
 from luthier.recipe import Recipe, Task
+from luthier.recipe.methods import asked_by
 from luthier.recipe.prior import ClassPrior, known_prior, prior_problems
+from luthier.recipe.reading import read_yaml
 
 if TYPE_CHECKING:
     from luthier.evaluation.arms import Classifier
@@ -67,6 +71,10 @@ class Predictor:
             shares = {label: float(p) for label, p in zip(self.labels, row, strict=True)}
             answers.append(Answer(text, self.labels[best], float(row[best]), shares))
         return answers
+
+    def problems(self, texts: Sequence[str]) -> dict[int, str]:
+        """What is wrong with each of the texts that `predict` would refuse, by its place from 0."""
+        return self.classifier.problems(list(texts)) if texts else {}
 
     def checked_prior(self, class_prior: ClassPrior, num_texts: int) -> ClassPrior:
         """The setting, once it is known to fit the labels and the number of texts."""
@@ -133,12 +141,31 @@ def is_of_stages(run: str | Path) -> bool:
     return isinstance(result, dict) and isinstance(result.get("stages"), list)
 
 
+def stage_loaders(run: Path) -> str:
+    """The functions that load what the last stage of a finished run left."""
+    last = json.loads((run / "result.json").read_text(encoding="utf-8"))["stages"][-1]
+    methods = [one["method"] for one in (last.get("tasks") or {}).values()] or [last["method"]]
+    names = {"predict": "load_head", "score": "load_reward", "answer": "load", "": "load"}
+    return " or ".join(dict.fromkeys(f"luthier.stages.{names[asked_by(method)]}(run)" for method in methods))
+
+
+def command_of(run: Path) -> str:
+    """The command that goes on with a run folder, by the recipe in it."""
+    try:
+        values, _ = read_yaml((run / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        values = None
+    return "train" if isinstance(values, dict) and "stages" in values else "run"
+
+
 def load(run: str | Path, attention: str = "auto") -> Predictor:
     """The predictor of a finished run folder (or of its adapter folder).
 
-    Raises RunError where the run has no finished adapter, or where the model or its chat template is no longer
-    the one the adapter was trained on.
+    Raises RunError where the run has no finished adapter or is one of stages, or where the model or its chat template
+    is no longer the one the adapter was trained on.
     """
+    if is_of_stages(run):
+        raise RunError(f"{run}: is a run of `luthier train`, of stages. Load it with {stage_loaders(Path(run))}.")
     folder = Path(run)
     folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
     require_whole(folder)
@@ -147,7 +174,7 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     except (OSError, ValueError):
         raise RunError(
             f"{run}: no finished adapter here (no {PROMPT_FILE}). Give the folder of a run with a tuned arm; "
-            "a run that was stopped goes on with `luthier run` and the same --out."
+            f"a run that was stopped goes on with `luthier {command_of(Path(run))}` and the same --out."
         ) from None
     needed = {
         "task", "instruction", "lists_labels", "prompt_key", "model", "model_sha256", "precision", "temperature",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from luthier.cli.options import Json, Overrides
+from luthier.cli.options import Json, Overrides, ReadFormat, WriteFormat
 from luthier.cli.synthetic import synthesize_command
 from luthier.errors import DataError, RecipeError
 
@@ -74,13 +74,27 @@ def prepare_command(
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="IN", help="File, folder or glob.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.", show_default=False)],
-    to: Annotated[str, typer.Option(help="Format to write.", show_default=False)],
-    read_as: Annotated[str, typer.Option("--from", help="Format of the rows; auto looks.")] = "auto",
+    to: Annotated[
+        WriteFormat,
+        typer.Option(
+            metavar="FORMAT", help=f"Format to write: {', '.join(get_args(WriteFormat))}.", show_default=False
+        ),
+    ],
+    read_as: Annotated[
+        ReadFormat,
+        typer.Option(
+            "--from",
+            metavar="FORMAT",
+            help=f"Format of the rows; auto looks. One of {', '.join(get_args(ReadFormat))}.",
+        ),
+    ] = "auto",
     text: TextColumn = None,
     label: Annotated[
         str | None, typer.Option(help="Column of the label, of plain columns.", show_default=False)
     ] = None,
-    pairs: Annotated[str, typer.Option(help="Of a ranking: all pairs, or ends (best against worst).")] = "all",
+    pairs: Annotated[
+        Literal["all", "ends"], typer.Option(help="Of a ranking: all pairs, or ends (best against worst).")
+    ] = "all",
     as_json: Json = False,
 ) -> None:
     """Move records from one format to another; what has no place there is counted and said."""
@@ -103,7 +117,7 @@ def split_command(
     out: OutFolder,
     test_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share held out.")] = 0.1,
     validation_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share set aside for choosing.")] = 0.1,
-    by: Annotated[str, typer.Option(help="seed, or time: the newest rows are test.")] = "seed",
+    by: Annotated[Literal["seed", "time"], typer.Option(help="seed, or time: the newest rows are test.")] = "seed",
     group: Annotated[str | None, typer.Option(help="Column that keeps rows together.", show_default=False)] = None,
     frozen: Annotated[
         Path | None, typer.Option(help="File of frozen test rows: written, then obeyed.", show_default=False)

@@ -7,29 +7,49 @@ import io
 import json
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+import luthier
 from luthier.cli.data import data_app
 from luthier.cli.lr_find import lr_find_command
-from luthier.cli.options import Column, Json, Overrides, TextFile
+from luthier.cli.options import AnswerFile, Column, Json, Overrides, SkipBad, TextFile, WeightType
 from luthier.cli.sweep import sweep_command
 from luthier.errors import LuthierError, RunError
 from luthier.processes import is_first, num_processes, rank
 from luthier.signals import ASKED, interrupt
 
+if TYPE_CHECKING:
+    from luthier.predictor import Answer
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Adapt a language model to your domain, prove on held-out rows that it was worth it, and use the result.",
 )
 models_app = typer.Typer(no_args_is_help=True, help="Find, fetch and describe models.")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+
+
+def print_version(wanted: bool) -> None:
+    """`luthier 0.1.0`, and the end of the command."""
+    if wanted:
+        typer.echo(f"luthier {luthier.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def general(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options of the command itself; what it does is said above."""
+
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).", show_default=False)]
 
@@ -123,41 +143,50 @@ def predict_command(
             show_default=False,
         ),
     ] = None,
+    skip_bad: SkipBad = False,
+    out: AnswerFile = None,
     as_json: Json = False,
 ) -> None:
-    """Label texts with the adapter of a run, with probabilities; grades, numbers and tags too, by a stage's head."""
+    """Label texts with the adapter of a run, with probabilities; grades, numbers and tags too, by a stage's head.
+
+    One line a text: label, probability, text, parted by tabs.
+    """
+    from luthier.cli.answers import answer_values, answered, check_out, label_lines, tell
     from luthier.cli.texts import read_texts
     from luthier.predictor import is_of_stages, load
 
+    check_out(out, file)
     texts = read_texts(text or [], file, column=column)
     if is_of_stages(run_folder):
         if class_prior is not None:
             raise RunError(f"{run_folder}: --class-prior is for runs of `luthier run`, this is one of stages.")
-        print_heads(run_folder, texts, as_json, stage, task)
-        return
-    if stage is not None or task is not None:
+        from luthier.stages import load_head
+
+        head = load_head(run_folder, stage, task)
+        told = answered(texts, head.problems, lambda some: map(with_probability, head.predict(some)), skip_bad)
+    elif stage is not None or task is not None:
         raise RunError(f"{run_folder}: a run of `luthier run` has one adapter, no stages or tasks. Leave both out.")
-    answers = load(run_folder).predict(texts, class_prior)
-    if as_json:
-        typer.echo(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False))
-        return
-    for answer in answers:
-        typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
+    else:
+        predictor = load(run_folder)
+        told = answered(
+            texts, predictor.problems, lambda some: map(label_parts, predictor.predict(some, class_prior)), skip_bad
+        )
+    tell(told, label_lines(told), answer_values(told), as_json, out)
 
 
-def print_heads(run_folder: Path, texts: list[str], as_json: bool, stage: str | None, task: str | None) -> None:
-    """What the head of a run of stages says: one line a text, the answer before the text."""
-    from luthier.stages import load_head
+def label_parts(answer: Answer) -> dict[str, Any]:
+    """What an adapter says, without the text."""
+    return {"label": answer.label, "probability": answer.probability, "probabilities": answer.probabilities}
 
-    answers = load_head(run_folder, stage, task).predict(texts)
-    if as_json:
-        told = [{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)]
-        typer.echo(json.dumps(told, ensure_ascii=False))
-        return
-    for text, answer in zip(texts, answers, strict=True):
-        value = next(iter(answer.values()))  # the label, the labels, the number or the tags
-        shown = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
-        typer.echo(f"{shown}\t{text}")
+
+def with_probability(answer: dict[str, Any]) -> dict[str, Any]:
+    """What a head says, with the probability of its label, or the highest of several labels."""
+    shares = answer.get("probabilities")
+    if shares is None:
+        return answer
+    probability = shares[answer["label"]] if "label" in answer else max(shares.values())
+    return {**{name: value for name, value in answer.items() if name != "probabilities"}, "probability": probability,
+            "probabilities": shares}  # fmt: skip
 
 
 @app.command("score")
@@ -179,20 +208,17 @@ def score_command(
     task: Annotated[
         str | None, typer.Option(help="Which task of a stage that learnt several.", show_default=False)
     ] = None,
+    skip_bad: SkipBad = False,
+    out: AnswerFile = None,
     as_json: Json = False,
 ) -> None:
     """Score answers with a reward model that `luthier train` left: normalised reward, reward, line, answer."""
-    from luthier.stages import load_reward
-    from luthier.stages.score import read_answers
+    from luthier.cli.answers import check_out, tell
+    from luthier.cli.scores import score_line, score_values, scored
 
-    records = read_answers(rows)
-    scores = load_reward(run_folder, stage, task).score(records)
-    if as_json:
-        typer.echo(json.dumps(scores, ensure_ascii=False))
-        return
-    for score in scores:
-        said = " ".join(score["answer"].split())
-        typer.echo(f"{score['normalised']:.3f}\t{score['reward']:.3f}\t{score['line']}\t{said}")
+    check_out(out, rows)
+    told = scored(run_folder, rows, stage, task, skip_bad)
+    tell(told, map(score_line, told), score_values(told), as_json, out)
 
 
 @app.command("answer")
@@ -214,24 +240,27 @@ def answer_command(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 writes the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws, where the temperature is above 0.")] = 0,
+    skip_bad: SkipBad = False,
+    out: AnswerFile = None,
     as_json: Json = False,
 ) -> None:
     """Let the model that `luthier train` left answer texts, asked as it was trained."""
+    from luthier.cli.answers import answer_values, answered, check_out, reply_lines, tell
     from luthier.cli.texts import read_texts
 
+    check_out(out, file)
     texts = read_texts(text or [], file, "answer", column)
     from luthier.generation.sampling import Sampling
     from luthier.stages import load
 
-    replies = load(run_folder, stage, task).answer(texts, max_tokens, Sampling(temperature, seed=seed))
-    if as_json:
-        told = [
-            {"text": asked, "answer": r.text, "finished": r.finished} for asked, r in zip(texts, replies, strict=True)
-        ]
-        typer.echo(json.dumps(told, ensure_ascii=False))
-        return
-    for reply in replies:
-        typer.echo(reply.text + ("" if reply.finished else " [...]"))
+    model = load(run_folder, stage, task)
+
+    def reply(some: list[str]) -> list[dict[str, Any]]:
+        replies = model.answer(some, max_tokens, Sampling(temperature, seed=seed))
+        return [{"answer": each.text, "finished": each.finished} for each in replies]
+
+    told = answered(texts, model.problems, reply, skip_bad)
+    tell(told, reply_lines(told), answer_values(told), as_json, out)
 
 
 @app.command("merge")
@@ -243,7 +272,8 @@ def merge_command(
         typer.Option(help="Which stage of a run of stages; by default the last.", show_default=False),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Type of the weights: float32 (exact), bfloat16 or float16 (half the size, rounded).")
+        WeightType,
+        typer.Option(help="Type of the weights: float32 (exact), bfloat16 or float16 (half the size, rounded)."),
     ] = "float32",
     as_json: Json = False,
 ) -> None:
@@ -323,7 +353,10 @@ CAUSES = {
 
 
 def main() -> None:
-    """Entry point. Exit codes: 1 an error that the user can mend (one message), 130 Ctrl-C, 143 SIGTERM."""
+    """Entry point. Exit codes: 1 an error that the user can mend (one message), 2 a command line that is none.
+
+    3 where a command is done and there is something to look at, 130 Ctrl-C, 143 SIGTERM.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another alphabet gets what it can show
             stream.reconfigure(errors="backslashreplace")

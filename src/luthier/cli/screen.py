@@ -17,18 +17,10 @@ from rich.text import Text
 
 from luthier.processes import is_first
 from luthier.progress import Listener
+from luthier.recipe.methods import asked_by
+from luthier.report.numbers import ARM_NAMES, arm_name, confidence_level, percent, with_arm_names
 
-ARM_NAMES = {
-    "majority": "commonest label",
-    "tfidf": "TF-IDF + logistic regression",
-    "zero_shot": "zero-shot",
-    "best_prompt": "best prompt",
-    "few_shot": "few-shot",
-    "retrieval": "retrieval (RAG)",
-    "tuned": "fine-tuned",
-    "training": "training",
-    "generated": "written answers",
-}
+STEP_NAMES = {"training": "training", "generated": "written answers"}  # steps of a run that are no arms
 PLAIN_EVERY_SECONDS = 15.0
 
 
@@ -79,9 +71,7 @@ class Live:
     def begin(self, stage: str) -> None:
         """A new bar."""
         self.started = time.monotonic()
-        self.task = self.bars.add_task(
-            f"{place(stage, self.stages)} {ARM_NAMES.get(stage, stage)}", total=None, note=""
-        )
+        self.task = self.bars.add_task(f"{place(stage, self.stages)} {step_name(stage)}", total=None, note="")
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """Move the bar."""
@@ -165,6 +155,11 @@ class Plain:
             print(line, file=sys.stderr, flush=True)
 
 
+def step_name(stage: str) -> str:
+    """What a step of a run is called: an arm as on the page, a stage as in its recipe."""
+    return ARM_NAMES.get(stage, STEP_NAMES.get(stage, stage))
+
+
 def place(stage: str, stages: list[str]) -> str:
     """[3/9]"""
     return f"[{stages.index(stage) + 1}/{len(stages)}]" if stage in stages else ""
@@ -173,7 +168,7 @@ def place(stage: str, stages: list[str]) -> str:
 def end_line(stage: str, stages: list[str], cached: bool, note: str, seconds: float) -> str:
     """One finished stage."""
     took = "as before" if cached else clock(seconds)
-    return f"{place(stage, stages)} {ARM_NAMES.get(stage, stage)}: {note} ({took})"
+    return f"{place(stage, stages)} {step_name(stage)}: {note} ({took})"
 
 
 def clock(seconds: float) -> str:
@@ -187,7 +182,7 @@ def clock(seconds: float) -> str:
 def print_result(result: dict[str, Any], folder: Path) -> None:
     """The table of arms, the verdict, and where the page is."""
     console = plain_console(highlight=False)
-    level = f"{result['confidence']:.0%}"
+    level = confidence_level(result["confidence"])
     table = Table(
         "way",
         "accuracy",
@@ -202,9 +197,9 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
         column.justify = "right"
     for name, arm in sorted(result["arms"].items(), key=lambda item: item[1]["accuracy"]):
         table.add_row(
-            ARM_NAMES.get(name, name),
-            f"{arm['accuracy']:.1%}",
-            f"{arm['low']:.1%} to {arm['high']:.1%}",
+            arm_name(name),
+            percent(arm["accuracy"]),
+            f"{percent(arm['low'])} to {percent(arm['high'])}",
             f"{arm['macro_f1']:.3f}",
             f"{arm['seconds_per_row'] * 1000:.1f}",
             f"{arm['cost_per_1000']:.4f}",
@@ -213,7 +208,7 @@ def print_result(result: dict[str, Any], folder: Path) -> None:
     count = next(iter(result["arms"].values()))["n"]
     console.print(f"\n{result['name']}: {count} held-out rows\n")
     console.print(table)
-    console.print(f"\n{result['verdict']}\n")
+    console.print(f"\n{with_arm_names(result['verdict'], result['arms'])}\n")
     if told := weighed(result):
         console.print(f"{told}\n")
     console.print(f"Page:    {folder / 'report.html'}", soft_wrap=True)
@@ -226,7 +221,7 @@ def weighed(result: dict[str, Any]) -> str:
     plain = {name: arm["as_scored"]["accuracy"] for name, arm in result["arms"].items() if arm["as_scored"]}
     if not plain:
         return ""
-    told = ", ".join(f"{ARM_NAMES.get(name, name)} {accuracy:.1%}" for name, accuracy in plain.items())
+    told = ", ".join(f"{arm_name(name)} {percent(accuracy)}" for name, accuracy in plain.items())
     return (
         "Answers are weighted by the texts of the test rows, so that labels come in the shares of data.class_prior. "
         f"Without weights: {told}."
@@ -236,7 +231,7 @@ def weighed(result: dict[str, Any]) -> str:
 def print_stages(result: dict[str, Any], folder: Path) -> None:
     """Each stage's deciding figure before and after, the last verdict, and where the adapter is."""
     console = plain_console(highlight=False)
-    level = f"{result['confidence']:.0%}"
+    level = confidence_level(result["confidence"])
     table = Table("stage", "figure", "before", "after", "change", f"{level} interval", "rows", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -252,11 +247,22 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
         )
     console.print(f"\n{result['name']}\n")
     console.print(table)
-    console.print(f"\n{result['verdict']}\n")
+    rivals = [rival["name"] for rival in result["stages"][-1].get("rivals") or []]
+    console.print(f"\n{with_arm_names(result['verdict'], rivals)}\n")
     console.print(f"Page:    {folder / 'report.html'}", soft_wrap=True)
     console.print(f"Adapter: {result['adapter']}", soft_wrap=True)
-    if result["stages"][-1]["name"] in result["writes"]:
-        console.print(f'Ask it:  luthier answer {shlex.quote(str(folder))} --text "..."', soft_wrap=True)
+    for number, command in enumerate(how_to_ask(result["stages"][-1], folder)):
+        console.print(f"{'Use it: ' if not number else '        '} {command}", soft_wrap=True)
+
+
+def how_to_ask(stage: dict[str, Any], folder: Path) -> Iterator[str]:
+    """The commands that ask what a stage left, one for each of its tasks; none for what only fills gaps."""
+    tasks = {name: task["method"] for name, task in (stage.get("tasks") or {}).items()}
+    given = {"predict": '--text "..."', "answer": '--text "..."', "score": "ROWS"}
+    for task, method in tasks.items() or [("", stage["method"])]:
+        if command := asked_by(method):
+            which = f" --task {task}" if task else ""
+            yield f"luthier {command} {shlex.quote(str(folder))} {given[command]}{which}"
 
 
 def deciding_figures(stages: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -289,7 +295,7 @@ def print_peek(found: dict[str, Any]) -> None:
     )
     for row in found["rows"]:
         console.print(f"{row['source']} ({row['label']})", style="bold")
-        console.print(marked_text(row["parts"]))
+        console.print(marked_text(row["parts"], brackets(console)))
         console.print()
     print_legend(console, "the class head's answer" if found["method"] == "head" else "trained tokens")
 
@@ -307,7 +313,7 @@ def print_peek_stages(found: list[dict[str, Any]]) -> None:
         )
         for row in stage["rows"]:
             for runs in row["sequences"]:
-                console.print(marked_text(runs))
+                console.print(marked_text(runs, brackets(console)))
                 console.print()
     print_legend(console, "trained tokens, or what a head reads")
 
@@ -327,16 +333,29 @@ def print_rows_ledger(console: Console, ledger: dict[str, Any]) -> None:
     console.print()
 
 
-def marked_text(parts: list[dict[str, Any]]) -> Text:
-    """Runs of text, those that are trained on marked."""
+def brackets(console: Console) -> tuple[str, str]:
+    """What stands around trained tokens where the console has no colours: in a pipe, a file, or with NO_COLOR."""
+    if console.color_system is not None and not console.no_color:
+        return "", ""
+    return ("[[", "]]") if console.options.ascii_only else ("⟦", "⟧")
+
+
+def marked_text(parts: list[dict[str, Any]], around: tuple[str, str]) -> Text:
+    """Runs of text, those that are trained on marked by colour, and by what stands around them."""
     text = Text()
     for part in parts:
-        text.append(part["text"], style="black on green" if part["trained"] else "dim")
+        if part["trained"]:
+            text.append(part["text"].join(around), style="black on green")
+        else:
+            text.append(part["text"], style="dim")
     return text
 
 
 def print_legend(console: Console, trained: str) -> None:
-    """What the two colours mean."""
+    """What the two colours, or the brackets, mean."""
+    if any(around := brackets(console)):
+        console.print(f"{' '.join(around)} = {trained}; the rest is read only")
+        return
     console.print(Text.assemble(("grey", "dim"), " = read only, ", ("green", "black on green"), f" = {trained}"))
 
 

@@ -1,41 +1,69 @@
-"""Texts from the command line, a file or standard input."""
+"""Texts from the command line, a file or standard input, each with its place and the other columns of its row."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+from luthier.errors import DataError, did_you_mean
 
-from luthier.errors import DataError
+if TYPE_CHECKING:
+    from luthier.corpus.lines import Problem
 
 COLUMN = "text"  # of a file of rows
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+COUNTED = (".json", ".json.gz", ".json.zst", ".parquet")  # files whose rows are counted, not their lines
+COMMAND_LINE, STANDARD_INPUT = "--text", "standard input"
 
 
-def read_texts(texts: list[str], file: Path | None, to_do: str = "label", column: str | None = None) -> list[str]:
-    """The texts to label or answer; DataError where there are none.
+@dataclass(frozen=True)
+class Asked:
+    """A text to be asked about, and where it stands: the 1-based line of a file, or row of an array or Parquet file.
 
-    Of a .jsonl, .csv or .tsv file it is those of a column, of every other file its lines. Only a line feed (or carriage
-    return) ends a line; blank ones are passed over, and said.
+    `columns` are all of its row's, `column` the text's among them. `problem` says why there is no answer; a blank text
+    is none that somebody has to mend.
     """
-    for number, text in enumerate(texts, start=1):
-        if not is_unicode(text):
-            raise DataError(f"--text, number {number}: is not UTF-8. Write it in the terminal's encoding (UTF-8).")
-    found = list(texts)
+
+    text: str
+    file: str
+    line: int
+    columns: Mapping[str, object] = field(default_factory=dict)
+    column: str = ""
+    problem: str = ""
+    blank: bool = False
+
+    def __str__(self) -> str:
+        """As an error names it."""
+        if self.file == COMMAND_LINE:
+            return f"{self.file}, number {self.line}"
+        return f"{self.file} {'row' if self.file.lower().endswith(COUNTED) else 'line'} {self.line}"
+
+
+def read_texts(texts: Sequence[str], file: Path | None, to_do: str = "label", column: str | None = None) -> list[Asked]:
+    """The texts to label or answer, those without an answer with their problem; DataError where there are none.
+
+    Of a table (.jsonl, .ndjson, .json, .csv, .tsv, .parquet) it is those of a column, of every other file its lines;
+    both also packed (.gz, .zst). Only a line feed (or carriage return) ends a line. Blank texts keep their place.
+    """
+    found = [replace(asked(text, COMMAND_LINE, number), text=text) for number, text in enumerate(texts, start=1)]
+    for one in found:
+        if not is_unicode(one.text):
+            raise DataError(f"{one}: is not UTF-8. Write it in the terminal's encoding (UTF-8).")
     if file is not None:
-        content = decoded(file)
-        rows = rows_of(file, content, column)
-        kept = [row.strip() for row in rows if row.strip()]
-        if len(kept) < len(rows):
-            typer.echo(f"note: {file}: {len(rows) - len(kept)} of {len(rows)} texts are blank, passed over.", err=True)
-        found += kept
-    if not found:
-        raise DataError(f"nothing to {to_do}: give --text, or --file with one text a line.")
+        found += table_texts(file, column) if is_table(file) else line_texts(file, column)
+    if all(one.blank for one in found):
+        blank = "every text is blank; " if found else ""
+        raise DataError(f"nothing to {to_do}: {blank}give --text, or --file with one text a line.")
     return found
+
+
+def asked(text: str, file: str, line: int, columns: Mapping[str, object] | None = None, column: str = "") -> Asked:
+    """A text that could be read, without the white space around it."""
+    text = text.strip()
+    return Asked(text, file, line, columns or {}, column, "" if text else "the text is blank.", not text)
 
 
 def is_unicode(text: str) -> bool:
@@ -47,57 +75,81 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def decoded(file: Path) -> str:
-    """The content of a file, or of standard input for `-`, without its byte order mark."""
-    try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file. Give a text file with one text a line, or use --text.") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+def is_table(file: Path) -> bool:
+    """Whether a file has rows with columns, by its ending."""
+    from luthier.corpus.documents.tables import TABLE_ENDINGS
+    from luthier.corpus.documents.unpack import ending_of
+
+    return ending_of(file) in TABLE_ENDINGS
+
+
+# --- lines -------------------------------------------------------------------------------------------------------
+
+
+def line_texts(file: Path, column: str | None) -> list[Asked]:
+    """Each line of a file, or of standard input for `-`."""
+    if column is not None:
+        raise DataError(f"{file}: --column is for tables (.jsonl, .csv, ...); of this one each line is a text.")
+    name = STANDARD_INPUT if str(file) == "-" else str(file)
+    lines = decoded(file, name).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = lines[:-1] if not lines[-1] else lines
+    return [asked(line, name, number) for number, line in enumerate(lines, start=1)]
+
+
+def decoded(file: Path, name: str) -> str:
+    """The content of a file, unpacked, without its byte order mark."""
+    from luthier.corpus.documents.unpack import read_bytes
+
+    if str(file) == "-":
+        raw = sys.stdin.buffer.read()
+    else:
+        require_file(file)
+        raw = read_bytes(file)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: is not UTF-8 text ({error.reason}). Save the file as UTF-8.") from error
+        raise DataError(f"{name} line {line}: is not UTF-8 text ({error.reason}). Save the file as UTF-8.") from error
 
 
-def rows_of(file: Path, content: str, column: str | None) -> list[str]:
-    """The texts of a file, in order."""
-    kind = file.suffix.lower()
-    if kind in DELIMITERS:
-        return cells(file, content, DELIMITERS[kind], column or COLUMN)
-    lines = content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    lines = lines[:-1] if not lines[-1] else lines
-    if kind == ".jsonl":
-        return [text_of(file, number, line, column or COLUMN) for number, line in enumerate(lines, start=1)]
-    if column is not None:
-        raise DataError(f"{file}: --column is for .jsonl, .csv and .tsv files; of this one each line is a text.")
-    return lines
+def require_file(file: Path) -> None:
+    """DataError where there is nothing of that name."""
+    if not file.exists():
+        raise DataError(f"{file}: no such file. Give a text file with one text a line, or use --text.")
 
 
-def cells(file: Path, content: str, delimiter: str, column: str) -> list[str]:
-    """A column of a table with a head."""
-    try:
-        reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-        head = reader.fieldnames or []
-        if column not in head:
-            raise DataError(f'{file}: no column "{column}" (there is {", ".join(head)}). Name one with --column.')
-        return [row[column] or "" for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: is no table ({error}). Mend the row.") from error
+# --- tables ------------------------------------------------------------------------------------------------------
 
 
-def text_of(file: Path, number: int, line: str, column: str) -> str:
-    """The text of a line of JSON: a string, or the column of an object."""
-    if not line.strip():
-        return ""
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{file}:{number}: is no JSON ({error}). Mend the line.") from error
-    text = value.get(column) if isinstance(value, dict) else value
-    if not isinstance(text, str) or not is_unicode(text):
-        there = f" (it has {', '.join(value)})" if isinstance(value, dict) else ""
-        raise DataError(f'{file}:{number}: no text under "{column}"{there}. Name the column with --column.')
-    return text
+def table_texts(file: Path, column: str | None) -> list[Asked]:
+    """A column of each row, read as rows to train on are; DataError where no row has it, or the file ends early."""
+    from luthier.corpus.documents.tables import read_table
+
+    require_file(file)
+    name = column or COLUMN
+    found, columns = [], dict[str, None]()
+    for line, row in read_table(file, bare=name):
+        one = table_text(file, line, row, name)
+        columns |= dict.fromkeys(one.columns)
+        found.append(one)
+    if columns and name not in columns:
+        there, hint = ", ".join(columns), did_you_mean(name, list(columns))
+        raise DataError(f'{file}: no column "{name}" (there is {there}).{hint} Name one with --column.')
+    return found
+
+
+def table_text(file: Path, line: int, row: Mapping[str, object] | Problem, column: str) -> Asked:
+    """The text of one row, or its problem. Numbers that JSON cannot hold (NaN) become nothing among its columns."""
+    from luthier.corpus.formats import read_text
+    from luthier.corpus.lines import Problem
+
+    if isinstance(row, Problem):
+        one = Asked("", str(file), line, problem=row.detail)
+        if row.ends_file:
+            raise DataError(f"{file} {row.detail}" if row.detail.startswith("line ") else f"{one}: {row.detail}")
+        return one
+    row = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+    text, problem = ("", None) if row.get(column, "") is None else read_text(row, column)
+    if problem is not None:
+        return Asked("", str(file), line, row, column, problem.detail)
+    return asked(text or "", str(file), line, row, column)

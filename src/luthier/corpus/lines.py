@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,10 +21,14 @@ FOREIGN_RUN = re.compile(rb"[\xa1-\xff]{4}")
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a row cannot be used: a reason to count by, and a sentence that says what to do."""
+    """Why a row cannot be used: a reason to count by, and a sentence that says what to do.
+
+    `ends_file`: nothing behind it is read either.
+    """
 
     reason: str
     detail: str
+    ends_file: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

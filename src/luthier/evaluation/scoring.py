@@ -111,12 +111,19 @@ def room_of(model: nn.Module) -> int:
 
 def require_room(model: nn.Module, rows: ManyOf[ManyOf[Sequence]], first: int = 1) -> None:
     """DataError where a text with its prompt is longer than the model reads; `first` numbers the texts."""
+    for place, problem in without_room(model, rows).items():
+        raise DataError(f"text {first + place}: {problem}")
+
+
+def without_room(model: nn.Module, rows: ManyOf[ManyOf[Sequence]]) -> dict[int, str]:
+    """What is wrong with each text that is longer than the model reads with its prompt, by its place."""
     room = room_of(model)
-    for number, row in enumerate(rows, start=first):
-        longest = max(len(computed_tokens(sequence)) for sequence in row)
-        if longest > room:
-            size = f"{longest:,} tokens with its prompt; the model reads {room:,}"
-            raise DataError(f"text {number}: it has {size}. Give it in parts.")
+    longest = [max(len(computed_tokens(sequence)) for sequence in row) for row in rows]
+    return {
+        place: f"it has {size:,} tokens with its prompt; the model reads {room:,}. Give it in parts."
+        for place, size in enumerate(longest)
+        if size > room
+    }
 
 
 def score_candidates(

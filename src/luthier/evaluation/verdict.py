@@ -213,7 +213,7 @@ def advice(primary: Comparison, minimum_gain: float, num_needed: int, planned: f
     num_for_seen = rows_for(primary, abs(primary.difference), planned)
     if abs(primary.difference) > gain and num_for_seen > primary.n:
         text += f", about {round_up(num_for_seen)} if it is as large as it looks here"
-    return f"{text} (80 % power)."
+    return f"{text} (80% power)."
 
 
 def numbers(primary: Comparison, correct: Mapping[str, Correct], confidence: float) -> str:
@@ -225,15 +225,15 @@ def numbers(primary: Comparison, correct: Mapping[str, Correct], confidence: flo
     return (
         f"on {rows}, {with_accuracy(primary.reference, correct, confidence)} against "
         f"{with_accuracy(primary.arm, correct, confidence)}, {rival}; difference {difference}, "
-        f"{adjusted}{p_text(primary.p_holm)} ({100 * confidence:g} % intervals)"
+        f"{adjusted}{p_text(primary.p_holm)} ({100 * confidence:g}% intervals)"
     )
 
 
 def with_accuracy(arm: str, correct: Mapping[str, Correct], confidence: float) -> str:
-    """An arm with its accuracy and Wilson interval: `tuned 81.0 % [78.1, 83.6]`."""
+    """An arm with its accuracy and Wilson interval: `tuned 81.0% [78.1, 83.6]`."""
     correct_B = np.asarray(correct[arm], dtype=np.bool_)
     interval = wilson(int(correct_B.sum()), correct_B.size, confidence)
-    return f"{arm} {100 * correct_B.mean():.1f} % {bounds(interval)}"
+    return f"{arm} {100 * correct_B.mean():.1f}% {bounds(interval)}"
 
 
 def bounds(interval: Interval) -> str:

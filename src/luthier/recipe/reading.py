@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,13 @@ from luthier.errors import RecipeError
 
 PATH_KEYS = ("data.train", "data.test")
 MOST_VALUES = 100_000  # of a recipe, its aliases written out: nine lines of aliases can stand for a billion
+# what a recipe is of, and the command that reads it, by the kind that its sections tell
+KINDS = {
+    "stages": ("of stages", "train"),
+    "run": ("with a task", "run"),
+    "prepare": ("that prepares rows", "data prepare"),
+    "synthesize": ("that writes rows", "data synthesize"),
+}
 ALIAS_IN_ITSELF = "an alias (*name) stands inside what it names (&name). Write it out."
 
 
@@ -62,6 +69,21 @@ def read_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(values, dict):
         raise RecipeError(str(path), [*twice, "must be a mapping with the keys model, task, data, ..."])
     return values, twice
+
+
+def require_kind(values: Mapping[str, Any], source: str, wanted: Collection[str], problems: Sequence[str]) -> None:
+    """RecipeError where a recipe is of another kind than those wanted (keys of `KINDS`).
+
+    Beside that it names the problems of its reading, and none of the keys that only another kind knows.
+    """
+    data = values.get("data")
+    parts = data if isinstance(data, dict) else {}
+    marks = {"stages": "stages" in values, "run": "task" in values, "prepare": isinstance(parts.get("corpus"), dict),
+             "synthesize": isinstance(parts.get("synthetic"), dict)}  # fmt: skip
+    found = [kind for kind, given in marks.items() if given]
+    if found and not set(found) & set(wanted):
+        what, command = KINDS[found[0]]
+        raise RecipeError(source, [*problems, f"this is a recipe {what}; run it with `luthier {command}`."])
 
 
 class Loader(yaml.SafeLoader):

@@ -18,7 +18,7 @@ from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Seed, Share, explain, sound_sections
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.prior import ClassPrior, prior_problems
-from luthier.recipe.reading import RecipeSource, absolute, apply_overrides, read_values, source_name
+from luthier.recipe.reading import RecipeSource, absolute, apply_overrides, read_values, require_kind, source_name
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.synthetic import Synthetic
 from luthier.recipe.training import Training, tune_problems
@@ -191,12 +191,14 @@ def load_recipe(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
     `overrides` are `path.to.key=value` texts, values in YAML. Raises RecipeError with every problem found.
     """
     values, problems = read_values(recipe, overrides)
+    require_kind(values, source_name(recipe), ("run",), problems)
     return parse_recipe(values, source_name(recipe), problems)
 
 
 def load_corpus(path: str | Path, overrides: Sequence[str] = ()) -> Corpus:
     """The corpus of a recipe file (`data.corpus`); what else the recipe says need not be there yet."""
     values, problems = read_values(Path(path), overrides)
+    require_kind(values, str(path), ("prepare",), problems)
     data = values.get("data")
     corpus = data.get("corpus") if isinstance(data, dict) else None
     if not isinstance(corpus, dict):

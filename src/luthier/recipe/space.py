@@ -16,7 +16,7 @@ import yaml
 
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part
-from luthier.recipe.reading import RecipeSource, read_values, source_name
+from luthier.recipe.reading import RecipeSource, read_values, require_kind, source_name
 from luthier.recipe.run import Recipe, parse_recipe
 from luthier.recipe.stages import HEADS, TrainRecipe, parse_stages
 from luthier.recipe.sweep import DEFAULT_TRIALS, Search, Space, Sweep
@@ -42,6 +42,7 @@ OTHER_LOSS = re.compile(
 def load_any(recipe: RecipeSource, overrides: Sequence[str] = ()) -> AnyRecipe:
     """A recipe of either kind, of a run or of stages: a file or plain values. RecipeError names every problem."""
     values, problems = read_values(recipe, overrides)
+    require_kind(values, source_name(recipe), ("run", "stages"), problems)
     return parse_any(values, source_name(recipe), problems)
 
 

@@ -15,7 +15,7 @@ from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with
 from luthier.recipe.base import Part, Seed, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, Headed, MethodSettings, Reward
-from luthier.recipe.reading import RecipeSource, read_values, source_name
+from luthier.recipe.reading import RecipeSource, read_values, require_kind, source_name
 from luthier.recipe.run import Cost, Judge
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
@@ -216,6 +216,7 @@ class TrainRecipe(Part):
 def load_stages(recipe: RecipeSource, overrides: Sequence[str] = ()) -> TrainRecipe:
     """Read a recipe of stages, a file or plain values, as `load_recipe` does. RecipeError names every problem."""
     values, problems = read_values(recipe, overrides)
+    require_kind(values, source_name(recipe), ("stages",), problems)
     return parse_stages(values, source_name(recipe), problems)
 
 

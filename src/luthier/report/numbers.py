@@ -1,4 +1,4 @@
-"""How numbers and names are written on the pages."""
+"""How numbers and names are written, on the pages and on the terminal."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def known(value: Any) -> bool:
 def percent(value: float | None, digits: int = 1) -> str:
     """0.8425 as `84.3%`."""
     return f"{value:.{digits}%}" if value is not None and known(value) else NOTHING
+
+
+def confidence_level(confidence: float) -> str:
+    """The level of intervals with all its digits: 0.95 as `95%`, 0.999 as `99.9%`."""
+    return f"{100 * confidence:g}%"
 
 
 def points(value: float | None) -> str:
@@ -112,7 +117,7 @@ def words(name: str) -> str:
 
 
 def arm_name(name: str) -> str:
-    """What an arm is called on the page."""
+    """What an arm is called, in tables and figures."""
     return ARM_NAMES.get(name, words(name))
 
 
@@ -125,8 +130,10 @@ def in_sentence(name: str) -> str:
 
 
 def with_arm_names(sentence: str, arms: Iterable[str]) -> str:
-    """A sentence of the result with its arms called as on the page, where they are called as in the recipe."""
+    """A sentence of the result with its arms called as in tables, where they are called as in the recipe."""
     names = "|".join(re.escape(name) for name in arms)
+    if not names:
+        return sentence
     return re.sub(
         rf"(?<![\w-])(?:{names})(?![\w-])",
         lambda found: in_sentence(found[0]) if found.start() else capital(in_sentence(found[0])),

@@ -68,19 +68,31 @@ class Answerer:
 
     def prompts(self, asked: ManyOf[Asked]) -> list[tuple[int, ...]]:
         """Tokens up to where each reply begins; DataError where one cannot be asked."""
+        tokens = self.encoded(asked)
+        for place, problem in self.refused(tokens).items():
+            raise DataError(f"text {place + 1}: {problem}")
+        return tokens
+
+    def problems(self, asked: ManyOf[Asked]) -> dict[int, str]:
+        """What is wrong with each of the texts that `answer` would refuse, by its place from 0."""
+        return self.refused(self.encoded(asked))
+
+    def encoded(self, asked: ManyOf[Asked]) -> list[tuple[int, ...]]:
+        """Tokens up to where each reply begins, of any number; DataError where turns are none to answer."""
         tokenizer = self.dialogue.tokenizer
         if self.continues:
             opening = opening_tokens(tokenizer)
-            tokens = [(*opening, *encode_text(tokenizer, text_to_continue(one))[0]) for one in asked]
-        else:
-            tokens = self.dialogue.encode_prompts([turns_of(one, number) for number, one in enumerate(asked, start=1)])
-        for number, prompt in enumerate(tokens, start=1):
-            if not 0 < len(prompt) < self.context_tokens:
-                raise DataError(
-                    f"text {number}: it has {len(prompt):,} tokens with its prompt; the model reads 1 to "
-                    f"{self.context_tokens - 1:,} before an answer. Give another text."
-                )
-        return tokens
+            return [(*opening, *encode_text(tokenizer, text_to_continue(one))[0]) for one in asked]
+        return self.dialogue.encode_prompts([turns_of(one, number) for number, one in enumerate(asked, start=1)])
+
+    def refused(self, prompts: ManyOf[tuple[int, ...]]) -> dict[int, str]:
+        """What is wrong with prompts that leave the model nothing to read, or no room for an answer."""
+        return {
+            place: f"it has {len(prompt):,} tokens with its prompt; the model reads 1 to "
+            f"{self.context_tokens - 1:,} before an answer. Give another text."
+            for place, prompt in enumerate(prompts)
+            if not 0 < len(prompt) < self.context_tokens
+        }
 
     @property
     def stop(self) -> set[int]:

@@ -80,9 +80,11 @@ class HeadPredictor:
         if isinstance(texts, str):
             raise TypeError('predict takes a list of texts: predict(["..."])')
         self.learner.eval()
+        sequences = self.sequences(texts)
+        for place, problem in self.refused(sequences).items():
+            raise DataError(f"text {place + 1}: {problem}")
         examples = [
-            Example((self.checked(sequence, number),), key=str(number - 1), task=self.key)
-            for number, sequence in enumerate(self.sequences(texts), start=1)
+            Example((sequence,), key=str(place), task=self.key) for place, sequence in enumerate(sequences) if sequence
         ]
         found: dict[int, dict[str, Any]] = {}
         for micro in split_by_tokens(examples, BATCH_TOKENS):
@@ -100,14 +102,20 @@ class HeadPredictor:
         settings = self.method.settings
         return word_sequences(self.tokenizer, [tuple(text.split()) for text in texts], settings.reads, settings.twice)
 
-    def checked(self, sequence: Sequence | None, number: int) -> Sequence:
-        """The sequence, if there is something to read and room for it."""
-        if sequence is None or not sequence.reads:
-            raise DataError(f"text {number}: the tokenizer leaves it, or one of its words, without a token. Mend it.")
-        if len(sequence.tokens) > self.context_tokens:
-            size = f"{len(sequence.tokens):,} tokens; the model reads {self.context_tokens:,}"
-            raise DataError(f"text {number}: it has {size}. Give it in parts.")
-        return sequence
+    def problems(self, texts: ManyOf[str]) -> dict[int, str]:
+        """What is wrong with each of the texts that `predict` would refuse, by its place from 0."""
+        return self.refused(self.sequences(texts))
+
+    def refused(self, sequences: ManyOf[Sequence | None]) -> dict[int, str]:
+        """The same of their sequences: those with nothing to read, or no room for it."""
+        found = {}
+        for place, sequence in enumerate(sequences):
+            if sequence is None or not sequence.reads:
+                found[place] = "the tokenizer leaves it, or one of its words, without a token. Mend it."
+            elif len(sequence.tokens) > self.context_tokens:
+                size = f"{len(sequence.tokens):,} tokens; the model reads {self.context_tokens:,}"
+                found[place] = f"it has {size}. Give it in parts."
+        return found
 
 
 def load_head(

@@ -41,12 +41,16 @@ class RewardScorer:
     context_tokens: int
     key: str = MAIN
 
-    @torch.no_grad()
     def score(self, rows: ManyOf[Record]) -> list[dict[str, Any]]:
         """Each answer of each row, in their order: `file`, `line`, `answer` (its text), `reward`, `normalised`.
 
         A pair gives two answers, the chosen one first; a ranking all of its own. DataError names a row without one.
         """
+        return [score for scores in self.score_rows(rows) for score in scores]
+
+    @torch.no_grad()
+    def score_rows(self, rows: ManyOf[Record]) -> list[list[dict[str, Any]]]:
+        """The same, with the answers of each row together."""
         self.learner.eval()
         asked = [answers_of(self.dialogue, row) for row in rows]
         examples = [
@@ -61,10 +65,20 @@ class RewardScorer:
             for place, example in enumerate(micro):
                 rewards[int(example.key)] = logits_PL[batch.row_P == place, 0].tolist()
         return [
-            {"file": row.source.file, "line": row.source.line, "answer": said(turns), **self.method.answer(reward)}
+            [
+                {"file": row.source.file, "line": row.source.line, "answer": said(turns), **self.method.answer(reward)}
+                for (_, turns), reward in zip(answers, rewards[number], strict=True)
+            ]
             for number, (row, answers) in enumerate(zip(rows, asked, strict=True))
-            for (_, turns), reward in zip(answers, rewards[number], strict=True)
         ]
+
+    def problem(self, row: Record) -> str:
+        """What is wrong with a row that `score` would refuse; empty where nothing is."""
+        try:
+            self.example(row.source, answers_of(self.dialogue, row))
+        except DataError as error:
+            return str(error).removeprefix(f"{row.source}: ")
+        return ""
 
     def example(self, source: Source, answers: ManyOf[tuple[Turns, Turns]]) -> Example:
         """The answers to one prompt as one row; DataError where the model cannot read one."""
@@ -98,10 +112,19 @@ def load_reward(
 def read_answers(file: str | Path) -> list[Record]:
     """The rows of a file of any shape; DataError names the first that cannot be read."""
     rows: list[Record] = []
-    for item in read_input(Input(path=str(file)), LIMITS):
+    for item in read_rows(file):
         if isinstance(item, Unreadable):
             raise DataError(f"{item.source}: {item.problem.detail}")
         rows.append(item)
+    return rows
+
+
+def read_rows(file: str | Path) -> list[Record | Unreadable]:
+    """The same, and what cannot be read in its place; DataError where a file cannot be read to its end."""
+    rows = list(read_input(Input(path=str(file)), LIMITS))
+    for item in rows:
+        if isinstance(item, Unreadable) and item.problem.ends_file:
+            raise DataError(f"{item.source}: {item.problem.detail}")
     return rows
 
 

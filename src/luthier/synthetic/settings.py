@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from luthier.errors import RecipeError
 from luthier.recipe.base import explain
-from luthier.recipe.reading import anchor, read_values
+from luthier.recipe.reading import anchor, read_values, require_kind
 from luthier.recipe.synthetic import Synthetic, synthetic_problems
 
 PREFIX = "data.synthetic."
@@ -24,6 +24,7 @@ def load_synthetic(path: str | Path, overrides: Sequence[str] = ()) -> Synthetic
     """
     path = Path(path)
     values, problems = read_values(path, overrides)
+    require_kind(values, str(path), ("synthesize",), problems)
     data = values.get("data")
     section = data.get("synthetic") if isinstance(data, dict) else None
     if not isinstance(section, dict):

@@ -38,6 +38,7 @@ def read_table(
     max_file_bytes: int = MAX_FILE_BYTES,
     start: int = 1,
     stop: int | None = None,
+    bare: str | None = None,
 ) -> Iterator[Row]:
     """Rows of a file by its ending (`TABLE_ENDINGS`, also followed by .gz or .zst), each with its number.
 
@@ -45,7 +46,8 @@ def read_table(
     a Parquet file; with `start` and `stop`, only rows numbered from `start` on and before `stop` come. A row that
     cannot be used comes as its Problem, and reading goes on behind it. What ends a file early (broken
     compression, too many bytes, broken JSON within an array) is the Problem of the row where it happened. A file
-    of a single JSON object, over several lines, is one row. An empty file has no rows.
+    of a single JSON object, over several lines, is one row. An empty file has no rows. With `bare`, a JSON text in the
+    place of an object is a row with that one column.
 
     Raises:
         DataError: no such file, not a regular one, an unknown ending, or a library that is not installed.
@@ -59,8 +61,8 @@ def read_table(
     try:
         head = read_head(path)
     except UnpackError as error:
-        return iter([(1, Problem(error.reason, error.detail))])
-    return guarded(path, rows_of(path, head, (max_line_bytes, max_file_bytes), start, stop), start, stop)
+        return iter([(1, Problem(error.reason, error.detail, ends_file=True))])
+    return guarded(path, rows_of(path, head, (max_line_bytes, max_file_bytes), start, stop, bare), start, stop)
 
 
 def guarded(path: Path, rows: Iterator[Row], start: int, stop: int | None) -> Iterator[Row]:
@@ -84,10 +86,12 @@ def guarded(path: Path, rows: Iterator[Row], start: int, stop: int | None) -> It
             reason, detail = "unreadable_file", str(error).removeprefix(str(path)).lstrip(": ")
             if isinstance(error, UnpackError):
                 reason, detail = error.reason, error.detail
-            yield number, Problem(reason, detail)
+            yield number, Problem(reason, detail, ends_file=True)
 
 
-def rows_of(path: Path, head: bytes, limits: tuple[int, int], start: int, stop: int | None) -> Iterator[Row]:
+def rows_of(
+    path: Path, head: bytes, limits: tuple[int, int], start: int, stop: int | None, bare: str | None
+) -> Iterator[Row]:
     """Rows by the file's ending and its first bytes. `limits`: most bytes of a line, and of the file unpacked."""
     max_line_bytes, max_file_bytes = limits
     ending = ending_of(path)
@@ -104,24 +108,26 @@ def rows_of(path: Path, head: bytes, limits: tuple[int, int], start: int, stop: 
         for cell in csv_cells(path, lines, None, delimiter_of(path)):
             yield cell.line, cell.problem or cell.values or {}
     elif text.startswith(b"["):
-        yield from array_rows(path, limits)
+        yield from array_rows(path, limits, bare)
     elif ending == ".json" and spreads_over_lines(text):
         yield from whole_object(path, max_file_bytes)
     else:
         before_stop = takewhile(lambda line: stop is None or line.number < stop, lines)
-        yield from json_rows(line for line in before_stop if line.number >= start)
+        yield from json_rows((line for line in before_stop if line.number >= start), bare)
 
 
 # --- JSON ----------------------------------------------------------------------------------------------
 
 
-def json_rows(lines: Iterator[Line]) -> Iterator[Row]:
-    """One JSON object a line; blank lines are no rows."""
+def json_rows(lines: Iterator[Line], bare: str | None = None) -> Iterator[Row]:
+    """One JSON object a line, or with `bare` a JSON text as that column; blank lines are no rows."""
     for line in lines:
         if line.problem:
             yield line.number, line.problem
         elif line.text.strip():
             values, problem = parse_object(line.text)
+            if bare and problem and problem.reason == "wrong_type" and isinstance(text := json.loads(line.text), str):
+                values, problem = {bare: text}, None
             yield line.number, problem or whole_characters(line.text, values or {})
 
 
@@ -155,10 +161,10 @@ def whole_object(path: Path, max_file_bytes: int) -> Iterator[Row]:
     yield 1, problem or whole_characters(text, values or {})
 
 
-def array_rows(path: Path, limits: tuple[int, int]) -> Iterator[Row]:
+def array_rows(path: Path, limits: tuple[int, int], bare: str | None) -> Iterator[Row]:
     """The items of a JSON array, decoded as the file is read; `limits[0]` is the most one item may hold."""
     with open_bytes(path, limits[1]) as stream:
-        items = ArrayItems(stream, limits[0])
+        items = ArrayItems(stream, limits[0], bare)
         number = 0
         while (item := items.next()) is not None:
             number += 1
@@ -171,9 +177,10 @@ class ArrayItems:
     Where an item does not parse yet, as much again is read before the next try, so that the work stays linear.
     """
 
-    def __init__(self, stream: BinaryIO, max_item_bytes: int):
+    def __init__(self, stream: BinaryIO, max_item_bytes: int, bare: str | None = None):
         self.stream = stream
         self.max_item_bytes = max_item_bytes
+        self.bare = bare
         self.decoder = json.JSONDecoder()
         self.decode = codecs.getincrementaldecoder("utf-8-sig")()
         self.text = ""
@@ -190,7 +197,8 @@ class ArrayItems:
             return None if self.over else self.take()
         except UnicodeDecodeError as error:
             self.over = True
-            return Problem("encoding", f"not UTF-8 ({error.reason}); the rest is not read. Save the file as UTF-8.")
+            detail = f"not UTF-8 ({error.reason}); the rest is not read. Save the file as UTF-8."
+            return Problem("encoding", detail, ends_file=True)
 
     def take(self) -> Mapping[str, object] | Problem | None:
         """The item at the position, reading on until it is whole."""
@@ -216,6 +224,8 @@ class ArrayItems:
         """An object whose size and characters are in order."""
         if len(source) > self.max_item_bytes:
             return Problem("line_too_long", f"the item is longer than {self.max_item_bytes:,} bytes.")
+        if self.bare and isinstance(item, str):
+            item = {self.bare: item}
         if not isinstance(item, dict):
             return Problem("wrong_type", f"the item is {json_type(item)}, not a JSON object.")
         return whole_characters(source, item)
@@ -225,12 +235,12 @@ class ArrayItems:
         self.over = True
         if not self.ended:
             detail = f"the item is longer than {self.max_item_bytes:,} bytes; the rest of the array is not read."
-            return Problem("line_too_long", detail)
+            return Problem("line_too_long", detail, ends_file=True)
         found = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
         if not self.text[self.position :].strip():
             found = "the array is not closed: is the file cut short?"
         advice = "The rest of the array is not read. Write one JSON object a line (JSON lines)."
-        return Problem("broken_json", f"not valid JSON: {found}. {advice}")
+        return Problem("broken_json", f"not valid JSON: {found}. {advice}", ends_file=True)
 
     def read_more(self, num_bytes: int) -> None:
         """Further text behind what is not used up yet."""

@@ -26,13 +26,17 @@ from luthier.evaluation.scoring import (
     require_room,
     score_labels,
     shared_beginning,
+    without_room,
 )
 from luthier.forest.forward import hidden_states, readout
 from luthier.methods.base import MAIN, Example, make_batch, split_by_tokens
+from luthier.methods.candidates import candidate_sequences
 from luthier.methods.head import readable_sequences
 from luthier.prompts import ClassifyPrompt
 from luthier.recipe import Ask
 from luthier.training.learner import Learner
+
+TEXTS_AT_ONCE = 256  # tokenised and held together, to be measured
 
 
 @dataclass
@@ -52,6 +56,17 @@ class Classifier:
         raw = self._head_logprobs(texts, report) if self.learner.heads else self._label_logprobs(texts, report)
         scaled = raw / self.temperature
         return scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True)
+
+    def problems(self, texts: ManyOf[str]) -> dict[int, str]:
+        """What is wrong with each text that cannot be answered, by its place."""
+        found: dict[int, str] = {}
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = texts[start : start + TEXTS_AT_ONCE]
+            heads = self.learner.heads
+            rows = [(one,) for one in readable_sequences(self.prompt, some)] if heads else None
+            told = without_room(self.learner.lm, rows or candidate_sequences(self.prompt, some))
+            found |= {start + place: problem for place, problem in told.items()}
+        return found
 
     def _label_logprobs(self, texts: ManyOf[str], report: Report | None) -> Floats:
         """Through the labels' own tokens."""
