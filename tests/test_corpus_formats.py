@@ -64,7 +64,7 @@ def test_lines_part_at_the_last_separator_and_only_line_feeds_end_a_line(tmp_pat
 
 def test_lines_do_not_ask_for_the_columns_of_other_formats(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "one|A\n")
-    assert pairs(path, columns=Columns("headline", "category")) == [(1, "one", "A")]
+    assert pairs(path, columns=Columns(("headline",), "category")) == [(1, "one", "A")]
 
 
 def test_csv_reads_quotes_and_numbers_rows_by_their_first_line(tmp_path: Path) -> None:
@@ -73,11 +73,35 @@ def test_csv_reads_quotes_and_numbers_rows_by_their_first_line(tmp_path: Path) -
     assert pairs(path) == [(2, 'first, "quoted"\n\nthird line', "A"), (5, "plain", "B"), (8, "last", "C")]
 
 
+def test_the_separator_of_a_csv_file_is_one_character(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text,label\na,A\n")
+    text = f'{path}: the columns of a CSV file are parted by one character, and separator is "::".'
+    assert refusal(path, separator="::") == text
+
+
 def test_tsv_parts_by_tabs_and_a_format_can_be_forced(tmp_path: Path) -> None:
     assert pairs(write(tmp_path, "a.TSV", "text\tlabel\none, two\tA\n")) == [(2, "one, two", "A")]
     assert pairs(write(tmp_path, "a.dat", "text,label\none,A\n"), format="csv") == [(2, "one", "A")]
     assert pairs(write(tmp_path, "b.dat", GOOD_JSON), format="jsonl") == [(1, "a cup final", "SPORTS")]
     assert pairs(write(tmp_path, "c.csv", "one|A\n"), format="lines") == [(1, "one", "A")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "separator"),
+    [
+        ("a.csv", 'text;label\n"a; b";A\nc, d;B\n', "|"),
+        ("a.csv", '"text";"la,bel";label\n"a; b";x;A\nc, d;x;B\n', "|"),
+        ("a.csv", "text\tlabel\na; b\tA\nc, d\tB\n", "|"),
+        ("a.csv", "text|label\na; b|A\nc, d|B\n", "|"),
+        ("a.csv", '\n\ntext,label\na; b,A\n"c, d",B\n', "|"),
+        ("a.tsv", 'text;label\n"a; b";A\nc, d;B\n', "|"),
+        ("a.csv", "text~label\na; b~A\nc, d~B\n", "~"),
+        ("a.csv", '"the\n,x";text;label\n1;"a; b";A\n2;c, d;B\n', "|"),
+    ],
+)
+def test_the_header_says_what_parts_the_columns(tmp_path: Path, name: str, content: str, separator: str) -> None:
+    found = [(text, label) for _, text, label in pairs(write(tmp_path, name, content), separator=separator)]
+    assert found == [("a; b", "A"), ("c, d", "B")]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +119,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, name: 
 
 def test_columns_are_those_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "id,headline,category\n1,one,A\n")
-    assert pairs(path, columns=Columns("headline", "category")) == [(2, "one", "A")]
+    assert pairs(path, columns=Columns(("headline",), "category")) == [(2, "one", "A")]
 
 
 cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('\n,"|\t'), min_size=1).filter(
@@ -388,8 +412,7 @@ def test_a_binary_file_and_a_broken_header_name_the_line(tmp_path: Path) -> None
         (
             "a.csv",
             "Text;Label\na;A\n",
-            'no column "text". Columns found: "Text;Label". Set data.text to the right one. The columns seem '
-            "to be parted by semicolons: part them by commas (.csv) or tabs (.tsv).",
+            'no column "text". Columns found: "Text", "Label". Did you mean "Text"? Set data.text to the right one.',
         ),
         ("a.jsonl", "{}\n", 'no column "text". Columns found: none. Set data.text to the right one.'),
     ],

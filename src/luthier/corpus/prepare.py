@@ -17,6 +17,7 @@ from luthier.corpus.lines import Problem, recoded_note
 from luthier.corpus.split import Split, seeded_order, split_rows
 from luthier.errors import DataError
 from luthier.recipe import Data, Task
+from luthier.recipe.columns import listed
 from luthier.records import Dropped, Labelled, Ledger
 
 TokenCounter = Callable[[list[str]], list[int]]
@@ -87,7 +88,7 @@ def data_hash(prepared: Prepared) -> str:
 def clean_file(split: str, path: Path, task: Task, data: Data, count_tokens: TokenCounter) -> Cleaned:
     """The usable rows of one file, one of each text, and all others with their reasons."""
     table = label_table(task)
-    rows = list(read_rows(path, data.format, Columns(data.text, data.label), data.separator))
+    rows = list(read_rows(path, data.format, columns_of(data), data.separator))
     refuse_foreign_labels(path, rows, table, data)
     dropped: list[Dropped] = []
     labelled: list[Labelled] = []
@@ -103,6 +104,14 @@ def clean_file(split: str, path: Path, task: Task, data: Data, count_tokens: Tok
     recoded = [line for row in rows for line in row.recoded]
     notes = (recoded_note(path.name, recoded),) if recoded else ()
     return Cleaned(path, len(rows), tuple(kept), (*dropped, *over_long, *copies), notes)
+
+
+def columns_of(data: Data) -> Columns:
+    """The columns that the settings name."""
+    text, label = data.columns.get("text", data.text), data.columns.get("label", data.label)
+    assert isinstance(label, str), "the recipe's rule"
+    settings = [f"data.columns.{name}" if name in data.columns else f"data.{name}" for name in ("text", "label")]
+    return Columns(tuple(listed(text)), label, data.join, (settings[0], settings[1]))
 
 
 def row_problem(row: RawRow, label_problems: Mapping[str, Problem | None]) -> Problem | None:
@@ -258,10 +267,11 @@ def refuse_foreign_labels(path: Path, rows: list[RawRow], table: LabelTable, dat
     if not counts or any(table.resolve(label) is not None for label in counts):
         return
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    columns = columns_of(data)
     commonest = ", ".join(describe_foreign(label, count, table) for label, count in ranked[:3])
     raise DataError(
         f"{path}: none of its {counts.total()} labels is in task.labels. Commonest: {commonest}. "
-        f'Is data.label ("{data.label}") the right column? Else mend task.labels or add task.aliases.'
+        f'Is {columns.settings[1]} ("{columns.label}") the right column? Else mend task.labels or add task.aliases.'
     )
 
 

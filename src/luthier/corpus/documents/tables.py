@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 
 from luthier.corpus.documents.parquet import parquet_rows, write_parquet
 from luthier.corpus.documents.unpack import MAX_FILE_BYTES, UnpackError, ending_of, open_bytes, read_bytes
-from luthier.corpus.formats import csv_cells, delimiter_of, json_type, parse_object
+from luthier.corpus.formats import csv_cells, json_type, parse_object
 from luthier.corpus.lines import (
     HEAD_BYTES,
     MAX_LINE_BYTES,
@@ -38,6 +38,7 @@ def read_table(
     max_file_bytes: int = MAX_FILE_BYTES,
     start: int = 1,
     stop: int | None = None,
+    separator: str = "|",
 ) -> Iterator[Row]:
     """Rows of a file by its ending (`TABLE_ENDINGS`, also followed by .gz or .zst), each with its number.
 
@@ -45,7 +46,8 @@ def read_table(
     a Parquet file; with `start` and `stop`, only rows numbered from `start` on and before `stop` come. A row that
     cannot be used comes as its Problem, and reading goes on behind it. What ends a file early (broken
     compression, too many bytes, broken JSON within an array) is the Problem of the row where it happened. A file
-    of a single JSON object, over several lines, is one row. An empty file has no rows.
+    of a single JSON object, over several lines, is one row. An empty file has no rows. `separator` parts the columns
+    of a CSV file (`delimiter_of`).
 
     Raises:
         DataError: no such file, not a regular one, an unknown ending, or a library that is not installed.
@@ -60,7 +62,7 @@ def read_table(
         head = read_head(path)
     except UnpackError as error:
         return iter([(1, Problem(error.reason, error.detail))])
-    return guarded(path, rows_of(path, head, (max_line_bytes, max_file_bytes), start, stop), start, stop)
+    return guarded(path, rows_of(path, head, (max_line_bytes, max_file_bytes), start, stop, separator), start, stop)
 
 
 def guarded(path: Path, rows: Iterator[Row], start: int, stop: int | None) -> Iterator[Row]:
@@ -87,7 +89,9 @@ def guarded(path: Path, rows: Iterator[Row], start: int, stop: int | None) -> It
             yield number, Problem(reason, detail)
 
 
-def rows_of(path: Path, head: bytes, limits: tuple[int, int], start: int, stop: int | None) -> Iterator[Row]:
+def rows_of(
+    path: Path, head: bytes, limits: tuple[int, int], start: int, stop: int | None, separator: str
+) -> Iterator[Row]:
     """Rows by the file's ending and its first bytes. `limits`: most bytes of a line, and of the file unpacked."""
     max_line_bytes, max_file_bytes = limits
     ending = ending_of(path)
@@ -101,7 +105,7 @@ def rows_of(path: Path, head: bytes, limits: tuple[int, int], start: int, stop: 
     lines = read_lines(path, max_line_bytes, max_file_bytes)
     text = head.removeprefix(UTF8_MARK).lstrip()
     if ending in (".csv", ".tsv"):
-        for cell in csv_cells(path, lines, None, delimiter_of(path)):
+        for cell in csv_cells(path, lines, None, separator):
             yield cell.line, cell.problem or cell.values or {}
     elif text.startswith(b"["):
         yield from array_rows(path, limits)

@@ -1,4 +1,4 @@
-"""Alpaca rows and their kin: `instruction`, `input` (or `context`), `output` (or `response`)."""
+"""Alpaca rows and their kin: `instruction`, `input` (or `context`), `output` (or `response`, `answer`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from luthier.corpus.shapes.turns import asked
 from luthier.records import Conversation, Instruction, Message, Preference, Source
 
 CONTEXTS = ("input", "context")
-RESPONSES = ("output", "response")
+RESPONSES = ("output", "response", "answer", "completion")
 
 
 class Alpaca(RowShape):
