@@ -30,7 +30,7 @@ from luthier.stages.chain import Left, Start, start_stage
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
-from luthier.stages.rows import StageRows, gather, refuse_losses, viewed_rows
+from luthier.stages.rows import StageRows, gather, reason_lines, refuse_losses, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
@@ -73,8 +73,13 @@ class StageRun:
 
     @cached_property
     def method(self) -> StageMethod:
-        """The method, with what the training rows decide."""
-        return make_stage_method(self.stage.method).fitted(self.rows.train)
+        """The method, with what the training rows decide; where they will not do, the rows that were dropped are said."""
+        try:
+            return make_stage_method(self.stage.method).fitted(self.rows.train)
+        except DataError as error:
+            reasons = list(reason_lines(self.rows.ledger))
+            told = f" Dropped beside them: {'; '.join(reasons[:4])}." if reasons else ""
+            raise DataError(f"{error}{told}") from None
 
     @property
     def tasks(self) -> dict[str, StageRun]:
