@@ -156,8 +156,7 @@ def test_what_json_and_csv_writers_write_is_read_back(
         ('{"text": "a"}', "missing_field", 'no "label". Give the row one, or remove it.'),
         ('{"text": null, "label": "A"}', "missing_field", 'no "text". Give the row one, or remove it.'),
         ('{"text": 7, "label": "A"}', "wrong_type", '"text" is a number; it must be a text.'),
-        ('{"text": "a", "label": ["A"]}', "wrong_type", '"label" is a list; it must be a text.'),
-        ('{"text": "a", "label": true}', "wrong_type", '"label" is true or false; it must be a text.'),
+        ('{"text": "a", "label": ["A"]}', "several_labels", '"label" is a list of 1; here a text has one label.'),
         ('{"text": "a", "label": NaN}', "wrong_type", '"label" is a number; it must be a text.'),
         ('{"text": {"a": 1}, "label": "A"}', "wrong_type", '"text" is an object; it must be a text.'),
         ('{"text": "\\ud83d", "label": "A"}', "encoding", '"text" holds half a character (a lone \\ud'),
@@ -170,6 +169,11 @@ def test_a_bad_json_line_costs_itself_only(tmp_path: Path, line: str, reason: st
     number, found, text = problem_of(rows[1])
     assert (number, found) == (2, reason)
     assert text.startswith(detail)
+
+
+def test_true_and_false_are_labels(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
+    assert pairs(path) == [(1, "a", "true"), (2, "b", "false")]
 
 
 def test_a_number_is_a_label_in_its_own_spelling(tmp_path: Path) -> None:

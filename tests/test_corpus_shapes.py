@@ -94,6 +94,7 @@ DETECT = [
     ("conll", {"text": "a b", "tags": "O O"}),
     ("columns", {"text": "a", "label": "B"}),
     ("columns", {"text": "a", "title": "t"}),
+    ("columns", {"text": "a", "labels": ["b", "c"]}),
     ("thumbs", {"prompt": "a", "response": "b", "rating": 0}),
     ("alpaca", {"instruction": "a", "input": "", "answer": "b"}),
     ("trl", {"system": "s", "question": "a", "chosen": "b", "rejected": "c"}),

@@ -357,8 +357,12 @@ def read_text(values: Mapping[str, object], column: str) -> tuple[str | None, Pr
 
 
 def read_label(values: Mapping[str, object], column: str) -> tuple[str | None, Problem | None]:
-    """A label value; a number becomes its text."""
+    """A label value; a number becomes its text, and so does true or false."""
     value = values.get(column)
+    if isinstance(value, bool):
+        return ("true" if value else "false"), None
+    if isinstance(value, list):
+        return None, Problem("several_labels", f'"{column}" is a list of {len(value)}; here a text has one label.')
     if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return str(value), None
     return read_text(values, column)

@@ -73,7 +73,7 @@ class StageRun:
 
     @cached_property
     def method(self) -> StageMethod:
-        """The method, with what the training rows decide; where they will not do, the rows that were dropped are said."""
+        """The method, with what the training rows decide; an error of theirs says what became of the other rows."""
         try:
             return make_stage_method(self.stage.method).fitted(self.rows.train)
         except DataError as error:

@@ -36,7 +36,7 @@ from luthier.records import Record, Source
 # In the order of detection: the most telling columns first, texts that anything may have last.
 DETECTED: tuple[RowShape, ...] = (
     Native(), RunExport(), LabelStudio(), Argilla(), ShareGpt(), HhRlhf(), Rankings(), Thumbs(), Chat(), Alpaca(),
-    PromptCompletion(), Trl(), Conll(), Columns(label="label"), Columns(),
+    PromptCompletion(), Trl(), Conll(), Columns(label="label"), Columns(label="labels"), Columns(),
     QuestionAnswer(),
 )  # fmt: skip
 SHAPES: dict[str, Shape] = {
