@@ -114,6 +114,7 @@ NO_PLACE = {
     "hh_rlhf": {"unknown_role", "bad_weight", "marks_in_text"},
     "label_studio": {"several_turns", "bad_tag", "no_annotation"},
     "argilla": {"several_turns", "bad_tag"},
+    "spans": {"bad_tag"},
 }
 CASES = [(name, kind) for name, shape in SHAPES.items() for kind in shape.kinds if name != "text"]
 

@@ -23,6 +23,7 @@ NAMES_OF = {
     "ranking": ("prompt", "question", "instruction", "answers", "ranks", "scores", *FRAME),
     "thumbs": ("prompt", "question", "instruction", *ANSWERED, "messages", "thumb", "label", *FRAME),
     "conll": ("text", "words", "tokens", "tags"),
+    "spans": ("text", "spans", "words"),
 }
 READ_NAMES = tuple(dict.fromkeys(name for names in NAMES_OF.values() for name in names))
 

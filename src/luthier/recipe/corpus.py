@@ -11,11 +11,11 @@ from luthier.recipe.columns import ColumnNames
 
 ReadFormat = Literal[
     "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
-    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer",
+    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer", "spans",
 ]  # fmt: skip
 WriteFormat = Literal[
     "luthier", "text", "columns", "chat", "prompt_completion", "alpaca", "sharegpt", "trl", "trl_conversational",
-    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer",
+    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer", "spans",
 ]  # fmt: skip
 
 
@@ -43,6 +43,10 @@ class Input(Part):
         "`|`, the header says which of comma, semicolon, tab and pipe it is.",
     )
     label: str | None = Field(None, description="Column of the label (`columns`); without it, rows are documents.")
+    tag_names: list[str] = Field(
+        default_factory=list,
+        description="The names of tags that are written as numbers, from 0 on: `[O, B-PER, I-PER]`.",
+    )
     licence: str | None = Field(
         None, description="Licence of the rows, where they do not say it (SPDX id, or your word)."
     )

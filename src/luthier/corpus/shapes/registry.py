@@ -16,7 +16,7 @@ from luthier.corpus.shapes.alpaca import Alpaca
 from luthier.corpus.shapes.argilla import Argilla
 from luthier.corpus.shapes.base import Row, RowShape, Shape, has, type_name
 from luthier.corpus.shapes.chat import Chat
-from luthier.corpus.shapes.conll import Conll
+from luthier.corpus.shapes.conll import Conll, numbered, with_tag_names
 from luthier.corpus.shapes.hh_rlhf import HhRlhf
 from luthier.corpus.shapes.label_studio import LabelStudio
 from luthier.corpus.shapes.native import Native
@@ -26,6 +26,7 @@ from luthier.corpus.shapes.question_answer import QuestionAnswer
 from luthier.corpus.shapes.ranking import Rankings
 from luthier.corpus.shapes.run_export import RunExport
 from luthier.corpus.shapes.sharegpt import ShareGpt
+from luthier.corpus.shapes.span_rows import Spans
 from luthier.corpus.shapes.thumbs import Thumbs, check_verdicts, is_judged
 from luthier.corpus.shapes.trl import Trl, TrlConversational
 from luthier.errors import DataError
@@ -36,7 +37,7 @@ from luthier.records import Record, Source
 # In the order of detection: the most telling columns first, texts that anything may have last.
 DETECTED: tuple[RowShape, ...] = (
     Native(), RunExport(), LabelStudio(), Argilla(), ShareGpt(), HhRlhf(), Rankings(), Thumbs(), Chat(), Alpaca(),
-    PromptCompletion(), Trl(), Conll(), Columns(label="label"), Columns(label="labels"), Columns(),
+    PromptCompletion(), Trl(), Conll(), Spans(), Columns(label="label"), Columns(label="labels"), Columns(),
     QuestionAnswer(),
 )  # fmt: skip
 SHAPES: dict[str, Shape] = {
@@ -112,8 +113,10 @@ def shape_for(settings: Input, rows: Sequence[Row], file: str = "the file") -> S
     if rows:
         check_columns(file, rows, settings.columns)
         check_named(file, rows, settings)
-    if rows and settings.columns:
-        made = [renamed(row, settings.columns, settings.join) for row in rows]
+    if rows and (settings.columns or settings.tag_names):
+        made = [as_read(row, settings) for row in rows]
+        if settings.tag_names and not any(is_numbered(row, settings) for row in rows):
+            raise DataError(f"{file}: tag_names names tags by number, but no row has tags as numbers. Leave it out.")
         rows = [row for row in made if not isinstance(row, Problem)]
         if not rows:
             raise DataError(f"{file}: none of the first rows can be read. The first says: {made[0].detail}")
@@ -144,6 +147,20 @@ def detect_named(settings: Input, rows: Sequence[Row], file: str) -> Shape:
         raise
 
 
+def as_read(row: Row, settings: Input) -> Row | Problem:
+    """A row under luthier's names, its tags under theirs."""
+    named = renamed(row, settings.columns, settings.join) if settings.columns else row
+    if isinstance(named, Problem) or not settings.tag_names:
+        return named
+    return with_tag_names(named, settings.tag_names)
+
+
+def is_numbered(row: Row, settings: Input) -> bool:
+    """Whether the tags of a row are numbers."""
+    named = as_read(row, settings.model_copy(update={"tag_names": []}))
+    return not isinstance(named, Problem) and numbered(named) is not None
+
+
 def check_named(file: str, rows: Sequence[Row], settings: Input) -> None:
     """Raise DataError where a column that a setting names stands in none of the first rows."""
     found = columns_of(rows)
@@ -167,7 +184,7 @@ def read_shape(
             yield Unreadable(source, row)
             continue
         chosen = chosen_source(row, source, settings) if settings else source
-        read = renamed(row, settings.columns, settings.join) if settings and settings.columns else row
+        read = as_read(row, settings) if settings else row
         problem = next((item for item in (chosen, read) if isinstance(item, Problem)), None)
         items = [problem] if problem else shape.read(read, chosen)
         for item in items:
