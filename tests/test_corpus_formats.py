@@ -55,6 +55,14 @@ def test_jsonl_gives_text_label_and_line_and_skips_blank_lines(tmp_path: Path, e
     assert [row.source.file for row in read_rows(path)] == [f"a{ending}"] * 2
 
 
+def test_a_json_array_gives_its_objects(tmp_path: Path) -> None:
+    text = '[\n {"text": "one", "label": "A"},\n {"text": "two",\n "label": 2}, 5\n]'
+    for name in ("a.json", "a.jsonl"):
+        path = write(tmp_path, name, text)
+        assert [(row.text, row.label) for row in read_rows(path)] == [("one", "A"), ("two", "2"), (None, None)]
+        assert problems(path) == [(3, "wrong_type", "the item is a number, not a JSON object.")]
+
+
 def test_lines_part_at_the_last_separator_and_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "one | two|A\r\n  \r\nnext\u2028line\x0b\x85|B")
     assert pairs(path) == [(1, "one | two", "A"), (3, "next\u2028line\x0b\x85", "B")]
@@ -370,13 +378,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("a.csv", b"text,label\n", "has no rows. Write one row a line (CSV: below the header)."),
         ("a.csv", "text,label\n".encode("utf-16"), "the file is UTF-16 (or UTF-32) text. Save it as UTF-8."),
         ("a.txt", b"a|A\rb|B\r", "lines end in CR (old Mac). Save the file with LF or CR LF line ends."),
-        ("a.json", b' [{"text": "a"}]', "is a JSON array. Write one JSON object a line (JSON lines)."),
+        ("a.json", b" []", "has no rows. Write one row a line (CSV: below the header)."),
         ("a.csv", b"text,text,label\na,b,A\n", 'the header has the column "text" 2 times (data.text).'),
         (
             "a.xlsx",
             b"text",
-            'unknown file ending ".xlsx". Known: .jsonl and .json (one JSON object a line), .csv, .tsv, '
-            ".parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
+            'unknown file ending ".xlsx". Known: .jsonl and .json (one JSON object a line, or an array), '
+            ".csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
             "Set data.format to jsonl, csv or lines to choose one.",
         ),
         (

@@ -7,18 +7,17 @@ wrong with the whole file (its format, its columns) is a DataError.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from luthier.corpus.documents.parquet import parquet_rows
 from luthier.corpus.documents.unpack import MAX_FILE_BYTES, ending_of
-from luthier.corpus.lines import MAX_LINE_BYTES, Line, Problem, inspect_file, read_head, read_lines
+from luthier.corpus.json_values import array_rows, json_type, parse_object
+from luthier.corpus.lines import MAX_LINE_BYTES, UTF8_MARK, Line, Problem, inspect_file, read_head, read_lines
 from luthier.errors import DataError, did_you_mean
 from luthier.records import Source
 
@@ -104,7 +103,9 @@ def read_rows(
     inspect_file(path)
     lines = read_lines(path, max_line_bytes)
     if kind == "jsonl":
-        return rows_from(path, json_cells(path, lines), columns)
+        is_array = read_head(path).removeprefix(UTF8_MARK).lstrip().startswith(b"[")
+        cells = array_cells(path, max_line_bytes) if is_array else json_cells(lines)
+        return rows_from(path, cells, columns)
     if kind == "csv":
         return rows_from(path, csv_cells(path, lines, columns, separator), columns)
     if kind == "lines":
@@ -114,8 +115,8 @@ def read_rows(
         )
         return rows_from(path, line_cells(lines, separator), Columns(), advice)
     raise DataError(
-        f'{path}: unknown file ending "{ending_of(path)}". Known: .jsonl and .json (one JSON object a line), '
-        ".csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
+        f'{path}: unknown file ending "{ending_of(path)}". Known: .jsonl and .json (one JSON object a line, '
+        "or an array), .csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
         "Set data.format to jsonl, csv or lines to choose one."
     )
 
@@ -123,34 +124,19 @@ def read_rows(
 # --- the formats ---------------------------------------------------------------------------------------
 
 
-def json_cells(path: Path, lines: Iterator[Line]) -> Iterator[Cells]:
+def json_cells(lines: Iterator[Line]) -> Iterator[Cells]:
     """One JSON object a line."""
-    first = True
     for line in lines:
         if line.problem is None and not line.text.strip():
             continue
-        if first and line.text.lstrip().startswith("["):
-            raise DataError(f"{path}: is a JSON array. Write one JSON object a line (JSON lines).")
-        first = False
         values, problem = (None, line.problem) if line.problem else parse_object(line.text)
         yield Cells(line.number, values, problem, (line.number,) if line.recoded else ())
 
 
-def parse_object(text: str) -> tuple[dict[str, object] | None, Problem | None]:
-    """A JSON object, or the problem with it."""
-    try:
-        value: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        found = f"{error.msg} at column {error.colno}"
-    except RecursionError:
-        found = "nested too deeply"
-    except ValueError as error:  # a number with thousands of digits
-        found = str(error)
-    else:
-        if isinstance(value, dict):
-            return value, None
-        return None, Problem("wrong_type", f"the line is {json_type(value)}, not a JSON object.")
-    return None, Problem("broken_json", f"not valid JSON: {found}. Write one JSON object a line.")
+def array_cells(path: Path, max_item_bytes: int) -> Iterator[Cells]:
+    """The objects of a JSON array, numbered from 1."""
+    for number, row in array_rows(path, (max_item_bytes, MAX_FILE_BYTES)):
+        yield Cells(number, None, row) if isinstance(row, Problem) else Cells(number, row)
 
 
 def line_cells(lines: Iterator[Line], separator: str) -> Iterator[Cells]:
@@ -366,9 +352,3 @@ def read_label(values: Mapping[str, object], column: str) -> tuple[str | None, P
     if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return str(value), None
     return read_text(values, column)
-
-
-def json_type(value: object) -> str:
-    """A value's JSON type, with its article."""
-    names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

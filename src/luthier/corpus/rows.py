@@ -10,9 +10,10 @@ from pathlib import Path
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.find import find_files
 from luthier.corpus.documents.read import read_documents
-from luthier.corpus.documents.tables import TABLE_ENDINGS, Row, json_rows, read_table
+from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
 from luthier.corpus.formats import LABEL, TEXT, line_cells
+from luthier.corpus.json_values import Row
 from luthier.corpus.lines import Line, Problem, numbered_lines, read_head, read_lines
 from luthier.corpus.shapes.base import Shape
 from luthier.corpus.shapes.conll import read_conll
