@@ -104,8 +104,7 @@ def read_rows(
     lines = read_lines(path, max_line_bytes)
     if kind == "jsonl":
         is_array = read_head(path).removeprefix(UTF8_MARK).lstrip().startswith(b"[")
-        cells = array_cells(path, max_line_bytes) if is_array else json_cells(lines)
-        return rows_from(path, cells, columns)
+        return rows_from(path, array_cells(path, max_line_bytes) if is_array else json_cells(lines), columns)
     if kind == "csv":
         return rows_from(path, csv_cells(path, lines, columns, separator), columns)
     if kind == "lines":

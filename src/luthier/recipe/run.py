@@ -305,6 +305,8 @@ def data_problems(data: Data) -> list[str]:
         problems += [f"data.corpus.{problem}" for problem in corpus_problems(dict(data.corpus))]
         if data.corpus.split.validation_share:
             problems.append("data.corpus.split.validation_share: a run sets data.validation_share aside; use that.")
+        if data.columns:
+            problems.append("data.columns: with data.corpus, name the columns in data.corpus.inputs.")
         if data.test is not None:
             problems.append("data.test: with data.corpus, hold rows out by data.corpus.split.test_share.")
     return problems

@@ -118,7 +118,7 @@ def shape_for(settings: Input, rows: Sequence[Row], file: str = "the file") -> S
         if settings.tag_names and not any(is_numbered(row, settings) for row in rows):
             raise DataError(f"{file}: tag_names names tags by number, but no row has tags as numbers. Leave it out.")
         rows = [row for row in made if not isinstance(row, Problem)]
-        if not rows:
+        if not rows and isinstance(made[0], Problem):
             raise DataError(f"{file}: none of the first rows can be read. The first says: {made[0].detail}")
     label = "label" if "label" in settings.columns else settings.label
     if settings.format == "columns" or (settings.format == "auto" and settings.label is not None):
@@ -185,8 +185,11 @@ def read_shape(
             continue
         chosen = chosen_source(row, source, settings) if settings else source
         read = as_read(row, settings) if settings else row
-        problem = next((item for item in (chosen, read) if isinstance(item, Problem)), None)
-        items = [problem] if problem else shape.read(read, chosen)
+        items: list[Record | Problem]
+        if isinstance(chosen, Problem) or isinstance(read, Problem):
+            items = [problem for problem in (chosen, read) if isinstance(problem, Problem)][:1]
+        else:
+            items = shape.read(read, chosen)
         for item in items:
             if isinstance(item, Problem):
                 yield Unreadable(source, item, row_text(row))
