@@ -87,6 +87,7 @@ DETECT = [
     ("alpaca", {"instruction": "a", "output": "b", "chosen": "b", "rejected": "c"}),
     ("prompt_completion", {"prompt": "a", "completion": " b"}),
     ("trl", {"prompt": "a"}),
+    ("trl", {"prompt": "a", "num_responses": 4, "answer_type": "number"}),
     ("trl", {"prompt": [ASKED], "completion": [ANSWERED]}),
     ("trl", {"prompt": "a", "completion": "b", "label": True}),
     ("trl", {"prompt": "a", "chosen": [ASKED, ANSWERED], "rejected": [ASKED, ANSWERED], "messages": [ASKED, ANSWERED]}),
@@ -149,6 +150,8 @@ def test_rows_of_no_shape():
         {"problem": "a", "solution": "b", "answer": "c"},
         {"prompt": "a", "response": "b", "score": 4},
         {"prompt": "a", "better_response": "b"},
+        {"instruction": "Answer.", "question": "a", "answer": "b"},
+        {"instruction": "Answer.", "question": "a", "output": "b"},
     ],
 )
 def test_what_could_mean_several_things_is_not_guessed(row):

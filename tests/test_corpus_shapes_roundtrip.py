@@ -194,7 +194,7 @@ COLUMN_NAMES = [
     "choices", "labels", "start", "end", "selected", "fields", "suggestions", "metadata", "inputs", "outputs", "generations",
     "message", "kwargs", "id", "run_type", "trace_id", "start_time", "feedback", "extra", "kind", "source", "file", "line",
     "key", "good", "answer", "preferred_output", "transcript", "a.responses", "a.responses.status", "a.suggestion", "date",
-    "licence", "group", "tool_calls", "values", "status", "globalOffsets", "additional_kwargs",
+    "licence", "group", "question", "solution", "spans", "entities", "tokens", "chosen_response", "tool_calls", "values", "status", "globalOffsets", "additional_kwargs",
 ]  # fmt: skip
 WORDS = [
     "user",

@@ -7,6 +7,7 @@ from luthier.corpus.shapes.checks import Refused
 from luthier.corpus.shapes.turns import asked
 from luthier.records import Conversation, Instruction, Message, Preference, Source
 
+QUESTIONS = ("question", "query", "problem")
 CONTEXTS = ("input", "context")
 RESPONSES = ("output", "response", "answer", "completion")
 
@@ -19,7 +20,9 @@ class Alpaca(RowShape):
     columns = "instruction, input, output"
 
     def fits(self, row: Row) -> bool:
-        """An instruction, and something that answers it."""
+        """An instruction, and something that answers it; no question beside it, which would go unread."""
+        if any(isinstance(row.get(name), str) for name in QUESTIONS):
+            return False
         answers = (*RESPONSES, "instances", "chosen")
         return isinstance(row.get("instruction"), str) and any(has(row, name) for name in answers)
 

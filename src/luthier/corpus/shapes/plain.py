@@ -56,10 +56,8 @@ class Columns(RowShape):
         self.text, self.label, self.title = text, label, title
 
     def fits(self, row: Row) -> bool:
-        """The text column holds a text, and the label's is no list of more than labels."""
-        label = row.get(self.label) if self.label else None
-        objects = isinstance(label, list) and any(isinstance(item, list | dict) for item in label)
-        return isinstance(row.get(self.text), str) and (self.label is None or has(row, self.label)) and not objects
+        """The text column holds a text."""
+        return isinstance(row.get(self.text), str) and (self.label is None or has(row, self.label))
 
     def records(self, row: Row, source: Source) -> list[Labelled | Document]:
         """A labelled text, or a document where no label column is named."""

@@ -12,9 +12,8 @@ ANSWERING = ("answer", "response", "output", "completion", "solution")
 SYSTEMS = ("system", "system_prompt")
 # beside these, question and answer are not all there is: what was shown with the question, or what was thought of it
 MORE = (
-    "choices", "options", "article", "passage", "paragraph", "story", "document", "dialogue", "contexts", "answers",
-    "thumb", "thumbs", "rating", "feedback", "vote", "label", "score", "reward",
-    "tools", "functions",
+    "instruction", "choices", "options", "article", "passage", "paragraph", "story", "document", "dialogue", "contexts",
+    "answers", "thumb", "thumbs", "rating", "feedback", "vote", "label", "score", "reward", "tools", "functions",
 )  # fmt: skip
 
 

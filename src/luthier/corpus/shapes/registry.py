@@ -185,7 +185,7 @@ def read_shape(
             continue
         chosen = chosen_source(row, source, settings) if settings else source
         read = as_read(row, settings) if settings else row
-        items: list[Record | Problem]
+        items: Sequence[Record | Problem]
         if isinstance(chosen, Problem) or isinstance(read, Problem):
             items = [problem for problem in (chosen, read) if isinstance(problem, Problem)][:1]
         else:

@@ -54,8 +54,7 @@ class Trl(RowShape):
         """A prompt with no other answer than TRL's, a pair, or messages."""
         if has(with_pair(row), "chosen", "rejected") or has_turns(row, "messages"):
             return True
-        others = [name for name in row if name != "completion" and (name == "text" or ANSWER_LIKE.search(str(name)))]
-        return isinstance(row.get("prompt"), str | list) and not any(has(row, name) for name in others)
+        return isinstance(row.get("prompt"), str | list) and not any(is_other(row, str(name)) for name in row)
 
     def records(self, row: Row, source: Source) -> list[Record]:
         """What the row's columns make of it."""
@@ -123,6 +122,12 @@ def untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 def weightless(turns: tuple[Message, ...]) -> list[dict[str, object]]:
     """Turns without their weights."""
     return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def is_other(row: Row, name: str) -> bool:
+    """Whether a column holds an answer, or a text, that is not TRL's."""
+    answer = name == "text" or (name != "completion" and ANSWER_LIKE.search(name) and not NO_PROMPT.fullmatch(name))
+    return bool(answer) and isinstance(row.get(name), str | list)
 
 
 def with_pair(row: Row) -> Row:
