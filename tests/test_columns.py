@@ -171,6 +171,13 @@ def test_a_run_reads_named_columns(tmp_path):
         prepare(wrong.task, wrong.data, 0, lambda texts: [1] * len(texts))
 
 
+def test_lines_of_a_run_have_no_columns(tmp_path):
+    (tmp_path / "a.txt").write_text("a text|A\n")
+    recipe = parse_recipe({"task": TASK, "data": {"train": str(tmp_path / "a.txt"), "columns": {"text": "head"}}})
+    with pytest.raises(DataError, match="lines have no columns to name. Leave data.columns out."):
+        prepare(recipe.task, recipe.data, 0, lambda texts: [1] * len(texts))
+
+
 def test_a_run_refuses_columns_that_it_does_not_read():
     columns = {"prompt": "a", "text": "b", "label": ["c", "d"]}
     with pytest.raises(RecipeError) as raised:

@@ -108,6 +108,8 @@ def read_rows(
     if kind == "csv":
         return rows_from(path, csv_cells(path, lines, columns, separator), columns)
     if kind == "lines":
+        if any(setting.startswith("data.columns") for setting in columns.settings):
+            raise DataError(f"{path}: text|LABEL lines have no columns to name. Leave data.columns out.")
         advice = (
             f'none of the first lines holds the separator "{separator}". Write text{separator}LABEL lines, '
             "or set data.separator (or data.format, where the file is JSONL or CSV)."
