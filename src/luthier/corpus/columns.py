@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from luthier.corpus.formats import missing_column
-from luthier.corpus.json_values import json_type
+from luthier.corpus.formats import json_type, missing_column
 from luthier.corpus.lines import Problem
 from luthier.errors import DataError
 from luthier.recipe.columns import ANSWERED, ASKED, listed

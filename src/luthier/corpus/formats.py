@@ -7,16 +7,17 @@ wrong with the whole file (its format, its columns) is a DataError.
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from luthier.corpus.documents.parquet import parquet_rows
 from luthier.corpus.documents.unpack import MAX_FILE_BYTES, ending_of
-from luthier.corpus.json_values import array_rows, json_type, parse_object
 from luthier.corpus.lines import MAX_LINE_BYTES, UTF8_MARK, Line, Problem, inspect_file, read_head, read_lines
 from luthier.errors import DataError, did_you_mean
 from luthier.records import Source
@@ -136,8 +137,27 @@ def json_cells(lines: Iterator[Line]) -> Iterator[Cells]:
 
 def array_cells(path: Path, max_item_bytes: int) -> Iterator[Cells]:
     """The objects of a JSON array, numbered from 1."""
+    from luthier.corpus.documents.tables import array_rows  # which reads CSV through this module
+
     for number, row in array_rows(path, (max_item_bytes, MAX_FILE_BYTES)):
         yield Cells(number, None, row) if isinstance(row, Problem) else Cells(number, row)
+
+
+def parse_object(text: str) -> tuple[dict[str, object] | None, Problem | None]:
+    """A JSON object, or the problem with it."""
+    try:
+        value: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        found = f"{error.msg} at column {error.colno}"
+    except RecursionError:
+        found = "nested too deeply"
+    except ValueError as error:  # a number with thousands of digits
+        found = str(error)
+    else:
+        if isinstance(value, dict):
+            return value, None
+        return None, Problem("wrong_type", f"the line is {json_type(value)}, not a JSON object.")
+    return None, Problem("broken_json", f"not valid JSON: {found}. Write one JSON object a line.")
 
 
 def line_cells(lines: Iterator[Line], separator: str) -> Iterator[Cells]:
@@ -353,3 +373,9 @@ def read_label(values: Mapping[str, object], column: str) -> tuple[str | None, P
     if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return str(value), None
     return read_text(values, column)
+
+
+def json_type(value: object) -> str:
+    """A value's JSON type, with its article."""
+    names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

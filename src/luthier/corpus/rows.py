@@ -10,10 +10,9 @@ from pathlib import Path
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.find import find_files
 from luthier.corpus.documents.read import read_documents
-from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
+from luthier.corpus.documents.tables import TABLE_ENDINGS, Row, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
 from luthier.corpus.formats import LABEL, TEXT, line_cells
-from luthier.corpus.json_values import Row
 from luthier.corpus.lines import Line, Problem, numbered_lines, read_head, read_lines
 from luthier.corpus.shapes.base import Shape
 from luthier.corpus.shapes.conll import read_conll
@@ -98,8 +97,10 @@ def without_columns(path: Path, source: Input, reading: Reading) -> Reading:
     return reading
 
 
-def table_rows(path: Path, source: Input, limits: Limits) -> Iterator[Row]:
-    """The rows of a table as the input wants them parted."""
+def table_rows(path: Path, source: Input, limits: Limits, block: Block | None = None) -> Iterator[Row]:
+    """The numbered rows of a table, or of a block of one, with all their columns."""
+    if block is not None:
+        return json_rows(block_lines(path, block, limits.line_bytes))
     return read_table(path, limits.line_bytes, limits.file_bytes, separator=source.separator)
 
 
@@ -121,9 +122,7 @@ def read_file(
         numbered = ((cell.line, cell.problem or cell.values or {}) for cell in cells)
         yield from read_shape(numbered, Columns(TEXT, LABEL), name, source)
         return
-    plain = None if block is None else json_rows(block_lines(path, block, limits.line_bytes))
-    rows = table_rows(path, source, limits) if plain is None else plain
-    yield from read_shape(rows, reading.as_shape(), name, source)
+    yield from read_shape(table_rows(path, source, limits, block), reading.as_shape(), name, source)
 
 
 def has_labels(path: Path, source: Input, limits: Limits) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from luthier.corpus.json_values import json_type
+from luthier.corpus.formats import json_type
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.checks import Refused, check_record
 from luthier.corpus.shapes.pair_scores import pair_score_columns, read_pair_scores

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from luthier.corpus.json_values import json_type
+from luthier.corpus.formats import json_type
 from luthier.corpus.lines import Problem
 from luthier.errors import did_you_mean
 from luthier.records import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from luthier.corpus.json_values import json_type
+from luthier.corpus.formats import json_type
 from luthier.corpus.shapes.checks import Refused
 
 MARGIN = "margin"  # TRL's
