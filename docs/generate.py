@@ -6,6 +6,7 @@ python docs/generate.py --check  exits 1 where a page is not what would be writt
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -219,6 +220,8 @@ def default_words(field: FieldInfo) -> str:
         return f"`[{', '.join(map(str, value))}]`"
     if value is None:
         return "nothing"
+    if isinstance(value, str) and not value.isprintable():
+        return f"`{json.dumps(value)}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 

@@ -228,13 +228,14 @@ def test_a_file_without_a_known_label(run: Callable[..., Prepared]) -> None:
         "train.jsonl: none of its 9 labels is in task.labels. Commonest: "
         '"SPORT" (4 rows; did you mean "SPORTS"?), "weather" (2 rows), "zoo" (2 rows). '
         'Is data.label ("label") the right column? Else mend task.labels or add task.aliases.'
+        "\nAll labels of the file, for task.labels: [SPORT, art, weather, zoo]"
     )
 
 
 def test_too_many_rows_dropped(run: Callable[..., Prepared]) -> None:
     bad = [("", "SPORTS")] * 2 + [(f"match {index}", "SPORT") for index in range(9)]
     text = refusal(run, bad + rows_of(10))
-    head, *reasons, advice = text.splitlines()
+    head, *reasons, advice, labels = text.splitlines()
     assert head.endswith("train.jsonl: 11 of 21 rows (52%) were dropped; data.max_dropped_share allows 50%.")
     assert reasons == [
         '  - unknown_label: 9; first: train.jsonl line 3: label "SPORT" is not in task.labels. '
@@ -242,6 +243,7 @@ def test_too_many_rows_dropped(run: Callable[..., Prepared]) -> None:
         "  - empty_text: 2; first: train.jsonl line 1: the text is empty. Write one, or remove the row.",
     ]
     assert advice == "Mend the rows, or raise data.max_dropped_share."
+    assert labels.startswith("All labels of the file, for task.labels: [")
     assert len(run(bad + rows_of(10), max_dropped_share=0.6).ledger.dropped) == 11
 
 

@@ -55,6 +55,14 @@ def test_jsonl_gives_text_label_and_line_and_skips_blank_lines(tmp_path: Path, e
     assert [row.source.file for row in read_rows(path)] == [f"a{ending}"] * 2
 
 
+def test_a_json_array_gives_its_objects(tmp_path: Path) -> None:
+    text = '[\n {"text": "one", "label": "A"},\n {"text": "two",\n "label": 2}, 5\n]'
+    for name in ("a.json", "a.jsonl"):
+        path = write(tmp_path, name, text)
+        assert [(row.text, row.label) for row in read_rows(path)] == [("one", "A"), ("two", "2"), (None, None)]
+        assert problems(path) == [(3, "wrong_type", "the item is a number, not a JSON object.")]
+
+
 def test_lines_part_at_the_last_separator_and_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "one | two|A\r\n  \r\nnext\u2028line\x0b\x85|B")
     assert pairs(path) == [(1, "one | two", "A"), (3, "next\u2028line\x0b\x85", "B")]
@@ -64,7 +72,7 @@ def test_lines_part_at_the_last_separator_and_only_line_feeds_end_a_line(tmp_pat
 
 def test_lines_do_not_ask_for_the_columns_of_other_formats(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "one|A\n")
-    assert pairs(path, columns=Columns("headline", "category")) == [(1, "one", "A")]
+    assert pairs(path, columns=Columns(("headline",), "category")) == [(1, "one", "A")]
 
 
 def test_csv_reads_quotes_and_numbers_rows_by_their_first_line(tmp_path: Path) -> None:
@@ -73,11 +81,35 @@ def test_csv_reads_quotes_and_numbers_rows_by_their_first_line(tmp_path: Path) -
     assert pairs(path) == [(2, 'first, "quoted"\n\nthird line', "A"), (5, "plain", "B"), (8, "last", "C")]
 
 
+def test_the_separator_of_a_csv_file_is_one_character(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text,label\na,A\n")
+    text = f'{path}: the columns of a CSV file are parted by one character, and separator is "::".'
+    assert refusal(path, separator="::") == text
+
+
 def test_tsv_parts_by_tabs_and_a_format_can_be_forced(tmp_path: Path) -> None:
     assert pairs(write(tmp_path, "a.TSV", "text\tlabel\none, two\tA\n")) == [(2, "one, two", "A")]
     assert pairs(write(tmp_path, "a.dat", "text,label\none,A\n"), format="csv") == [(2, "one", "A")]
     assert pairs(write(tmp_path, "b.dat", GOOD_JSON), format="jsonl") == [(1, "a cup final", "SPORTS")]
     assert pairs(write(tmp_path, "c.csv", "one|A\n"), format="lines") == [(1, "one", "A")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "separator"),
+    [
+        ("a.csv", 'text;label\n"a; b";A\nc, d;B\n', "|"),
+        ("a.csv", '"text";"la,bel";label\n"a; b";x;A\nc, d;x;B\n', "|"),
+        ("a.csv", "text\tlabel\na; b\tA\nc, d\tB\n", "|"),
+        ("a.csv", "text|label\na; b|A\nc, d|B\n", "|"),
+        ("a.csv", '\n\ntext,label\na; b,A\n"c, d",B\n', "|"),
+        ("a.tsv", 'text;label\n"a; b";A\nc, d;B\n', "|"),
+        ("a.csv", "text~label\na; b~A\nc, d~B\n", "~"),
+        ("a.csv", '"the\n,x";text;label\n1;"a; b";A\n2;c, d;B\n', "|"),
+    ],
+)
+def test_the_header_says_what_parts_the_columns(tmp_path: Path, name: str, content: str, separator: str) -> None:
+    found = [(text, label) for _, text, label in pairs(write(tmp_path, name, content), separator=separator)]
+    assert found == [("a; b", "A"), ("c, d", "B")]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +127,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, name: 
 
 def test_columns_are_those_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "id,headline,category\n1,one,A\n")
-    assert pairs(path, columns=Columns("headline", "category")) == [(2, "one", "A")]
+    assert pairs(path, columns=Columns(("headline",), "category")) == [(2, "one", "A")]
 
 
 cells = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('\n,"|\t'), min_size=1).filter(
@@ -132,8 +164,7 @@ def test_what_json_and_csv_writers_write_is_read_back(
         ('{"text": "a"}', "missing_field", 'no "label". Give the row one, or remove it.'),
         ('{"text": null, "label": "A"}', "missing_field", 'no "text". Give the row one, or remove it.'),
         ('{"text": 7, "label": "A"}', "wrong_type", '"text" is a number; it must be a text.'),
-        ('{"text": "a", "label": ["A"]}', "wrong_type", '"label" is a list; it must be a text.'),
-        ('{"text": "a", "label": true}', "wrong_type", '"label" is true or false; it must be a text.'),
+        ('{"text": "a", "label": ["A"]}', "several_labels", '"label" is a list of 1; here a text has one label.'),
         ('{"text": "a", "label": NaN}', "wrong_type", '"label" is a number; it must be a text.'),
         ('{"text": {"a": 1}, "label": "A"}', "wrong_type", '"text" is an object; it must be a text.'),
         ('{"text": "\\ud83d", "label": "A"}', "encoding", '"text" holds half a character (a lone \\ud'),
@@ -146,6 +177,11 @@ def test_a_bad_json_line_costs_itself_only(tmp_path: Path, line: str, reason: st
     number, found, text = problem_of(rows[1])
     assert (number, found) == (2, reason)
     assert text.startswith(detail)
+
+
+def test_true_and_false_are_labels(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
+    assert pairs(path) == [(1, "a", "true"), (2, "b", "false")]
 
 
 def test_a_number_is_a_label_in_its_own_spelling(tmp_path: Path) -> None:
@@ -342,13 +378,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ("a.csv", b"text,label\n", "has no rows. Write one row a line (CSV: below the header)."),
         ("a.csv", "text,label\n".encode("utf-16"), "the file is UTF-16 (or UTF-32) text. Save it as UTF-8."),
         ("a.txt", b"a|A\rb|B\r", "lines end in CR (old Mac). Save the file with LF or CR LF line ends."),
-        ("a.json", b' [{"text": "a"}]', "is a JSON array. Write one JSON object a line (JSON lines)."),
+        ("a.json", b" []", "has no rows. Write one row a line (CSV: below the header)."),
         ("a.csv", b"text,text,label\na,b,A\n", 'the header has the column "text" 2 times (data.text).'),
         (
             "a.xlsx",
             b"text",
-            'unknown file ending ".xlsx". Known: .jsonl and .json (one JSON object a line), .csv, .tsv, '
-            ".parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
+            'unknown file ending ".xlsx". Known: .jsonl and .json (one JSON object a line, or an array), '
+            ".csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
             "Set data.format to jsonl, csv or lines to choose one.",
         ),
         (
@@ -388,8 +424,7 @@ def test_a_binary_file_and_a_broken_header_name_the_line(tmp_path: Path) -> None
         (
             "a.csv",
             "Text;Label\na;A\n",
-            'no column "text". Columns found: "Text;Label". Set data.text to the right one. The columns seem '
-            "to be parted by semicolons: part them by commas (.csv) or tabs (.tsv).",
+            'no column "text". Columns found: "Text", "Label". Did you mean "Text"? Set data.text to the right one.',
         ),
         ("a.jsonl", "{}\n", 'no column "text". Columns found: none. Set data.text to the right one.'),
     ],

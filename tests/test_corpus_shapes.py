@@ -87,6 +87,7 @@ DETECT = [
     ("alpaca", {"instruction": "a", "output": "b", "chosen": "b", "rejected": "c"}),
     ("prompt_completion", {"prompt": "a", "completion": " b"}),
     ("trl", {"prompt": "a"}),
+    ("trl", {"prompt": "a", "num_responses": 4, "answer_type": "number"}),
     ("trl", {"prompt": [ASKED], "completion": [ANSWERED]}),
     ("trl", {"prompt": "a", "completion": "b", "label": True}),
     ("trl", {"prompt": "a", "chosen": [ASKED, ANSWERED], "rejected": [ASKED, ANSWERED], "messages": [ASKED, ANSWERED]}),
@@ -94,6 +95,19 @@ DETECT = [
     ("conll", {"text": "a b", "tags": "O O"}),
     ("columns", {"text": "a", "label": "B"}),
     ("columns", {"text": "a", "title": "t"}),
+    ("columns", {"text": "a", "labels": ["b", "c"]}),
+    ("spans", {"text": "a b", "spans": [{"start": 0, "end": 1, "type": "X"}]}),
+    ("spans", {"text": "a b", "entities": []}),
+    ("spans", {"text": "a b", "label": [[0, 1, "X"]]}),
+    ("thumbs", {"prompt": "a", "response": "b", "rating": 0}),
+    ("alpaca", {"instruction": "a", "input": "", "answer": "b"}),
+    ("trl", {"system": "s", "question": "a", "chosen": "b", "rejected": "c"}),
+    ("trl", {"prompt": "a", "chosen_response": "b", "rejected_response": "c"}),
+    ("question_answer", {"question": "a", "answer": "b", "source": "web"}),
+    ("question_answer", {"query": "a", "response": "b"}),
+    ("question_answer", {"problem": "a", "solution": "b", "level": 3}),
+    ("question_answer", {"input": "a", "output": "b"}),
+    ("question_answer", {"prompt": "a", "response": "b"}),
 ]
 
 
@@ -121,10 +135,66 @@ def test_rows_of_no_shape():
     assert text.startswith(
         'news.jsonl: the rows are of no known format. Columns found: "headline", "desk". Known formats:'
     )
-    assert text.endswith("Rename the columns, or set format to columns and text to the text's column.")
+    assert text.endswith("Name the columns in `columns`, or set format to columns and text to the text's.")
     assert all(f"{name} (" in text for name in SHAPES)
     with pytest.raises(DataError, match="Columns found: none"):
         detect([])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "a", "answer": "b", "choices": ["b", "c"]},
+        {"question": "a", "answer": "b", "article": "c"},
+        {"question": "a", "query": "b", "answer": "c"},
+        {"problem": "a", "solution": "b", "answer": "c"},
+        {"prompt": "a", "response": "b", "score": 4},
+        {"prompt": "a", "better_response": "b"},
+        {"instruction": "Answer.", "question": "a", "answer": "b"},
+        {"instruction": "Answer.", "question": "a", "output": "b"},
+    ],
+)
+def test_what_could_mean_several_things_is_not_guessed(row):
+    with pytest.raises(DataError, match="the rows are of no known format"):
+        detect([row])
+
+
+@pytest.mark.parametrize(
+    ("row", "record"),
+    [
+        ({"question": "a", "answer": "b"}, Instruction("a", "", "b", HERE)),
+        ({"question": "a", "context": "c", "answer": "b"}, Instruction("a", "c", "b", HERE)),
+        (
+            {"system_prompt": "s", "question": "a", "context": "c", "response": "b"},
+            Conversation((Message("system", "s"), user("a\n\nc"), assistant("b")), HERE),
+        ),
+    ],
+)
+def test_questions_and_answers(row, record):
+    assert read("question_answer", row) == [record]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "a"}, 'missing_field: no "answer" or "response" or "output" or "completion" or "solution". Give the row one, or remove it.'),
+        ({"question": "a", "answer": "b", "solution": "c"}, 'ambiguous: "answer" and "solution" could both be meant. Name the columns: columns: {prompt: ..., response: ...}.'),
+        ({"question": "a", "answer": 5}, 'wrong_type: "answer" is a number; it must be a text.'),
+    ],
+)  # fmt: skip
+def test_question_answer_refusals(row, expected):
+    assert refused("question_answer", row) == expected
+
+
+def test_ratings_of_a_scale_are_no_thumbs():
+    rows = [{"prompt": "a", "answer": "b", "rating": stars} for stars in (1, 5, 3, 4)]
+    scale = re.escape("x: the verdicts are numbers of a scale (1, 3, 4, 5), not up and down. Say which are good")
+    for chosen in (Input(path="x"), Input(path="x", format="thumbs")):
+        with pytest.raises(DataError, match=scale):
+            shape_for(chosen, rows, "x")
+    mixed = [{"prompt": "a", "completion": "b", "label": number} for number in (1, 0, -1)]
+    with pytest.raises(DataError, match="the verdicts are -1, 0, 1. Which is down, -1 or 0?"):
+        shape_for(Input(path="x"), mixed, "x")
 
 
 def test_rows_of_several_shapes():
@@ -345,6 +415,27 @@ def test_one_answer_that_goes_on_where_the_other_ends():
     assert record.rejected == (assistant("b"), user("c"), assistant("d"))
 
 
+@pytest.mark.parametrize(
+    ("columns", "asked"),
+    [
+        ({"question": "How much?"}, "How much?"),
+        ({"system": "s", "question": "How much?"}, "How much?"),
+        ({"input": "How much?", "id": "x"}, "How much?"),
+        ({"instruction": "Add.", "input": "1 + 1"}, "Add.\n\n1 + 1"),
+        ({"id": "a b", "source": "web", "prompt_id": "7"}, "The answer is"),
+    ],
+)
+def test_the_prompt_of_a_pair_may_have_another_name(columns, asked):
+    row = {**columns, "chosen": "The answer is 2.", "rejected": "The answer is 3."}
+    record = read_one("trl", row)
+    assert record.prompt[-1] == user(asked)
+    assert "".join(turn.content for turn in (*record.prompt[-1:], *record.chosen)).endswith("2.")
+    named = {"chosen_response": "b", "rejected_response": "c"}
+    assert read_one("trl", {"prompt": "a", **named}) == Preference(
+        (user("a"),), (assistant("b"),), (assistant("c"),), HERE
+    )
+
+
 PAIR = {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, turn("assistant", "No.")]}
 
 
@@ -358,11 +449,12 @@ PAIR = {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, turn("assistant", "No."
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "same_answers: chosen and rejected are the same. Remove the row."),
         ({"chosen": "a b", "rejected": "a b"}, "same_answers: chosen and rejected are the same. Remove the row."),
         ({"chosen": "yes", "rejected": "no"}, "no_prompt: chosen and rejected share no beginning, so there is no prompt. Add a prompt column."),
+        ({"headline": "How much?", "chosen": "It is 2.", "rejected": "It is 3."}, 'no_prompt: which column is the prompt of chosen and rejected? Name it (columns: {prompt: headline}), or call it prompt. Texts beside them: "headline".'),
         ({"chosen": [ANSWERED], "rejected": [turn("assistant", "No.")]}, "no_prompt: chosen and rejected begin with the assistant, and there is no prompt column."),
         ({**PAIR, "rejected": [turn("user", "x"), ANSWERED]}, "prompt_differs: the prompts of chosen and rejected differ at turn 1, the user's. They must be one prompt."),
         ({**PAIR, "prompt": "Another?"}, "prompt_differs: the prompt column is not what chosen and rejected begin with."),
-        ({"prompt": "a", "completion": "b", "label": 1}, 'not_a_boolean: "label" is 1; it must be true or false.'),
-        ({"prompt": "a", "completion": "b", "label": "good"}, 'not_a_boolean: "label" is "good"; it must be true or false.'),
+        ({"prompt": "a", "completion": "b", "label": 4}, 'not_a_boolean: "label" is 4; it must be true or false (1 or 0).'),
+        ({"prompt": "a", "completion": "b", "label": "fine"}, 'not_a_boolean: "label" is "fine"; it must be true or false (1 or 0).'),
         ({"prompt": "a", "completion": 5}, 'wrong_type: "completion" is a number; it must be a text.'),
         ({"prompt": 5}, 'wrong_type: "prompt" is a number; it must be a text or a list of turns.'),
         ({"completion": "a"}, 'missing_field: no "prompt". Give the row one, or remove it.'),
@@ -498,19 +590,21 @@ def test_ranking_refusals(columns, expected):
 
 @pytest.mark.parametrize(
     ("value", "good"),
-    [("up", True), ("Down", False), (True, True), (False, False), (1, True), (-1, False), ("+1", True), ("👎", False), ("true", True)],
+    [("up", True), ("Down", False), (True, True), (False, False), (1, True), (-1, False), ("+1", True), ("👎", False), ("true", True),
+     (0, False), ("0", False), ("1.0", True), ("No", False), ("desirable", True), ("undesirable", False)],
 )  # fmt: skip
 def test_thumbs(value, good):
     assert read("thumbs", {"prompt": "a", "answer": "b", "thumb": value}) == [Rating((user("a"),), "b", good, HERE)]
+    assert read("trl", {"prompt": "a", "completion": "b", "label": value}) == [Rating((user("a"),), "b", good, HERE)]
     assert read("thumbs", {"messages": [ASKED, ANSWERED], "label": value})[0].good is good
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": "a", "answer": "b", "thumb": 0}, 'bad_verdict: "thumb" is 0, which is neither up nor down. Write "up" or "down" (or true or false, 1 or -1).'),
-        ({"prompt": "a", "answer": "b", "rating": 4}, 'bad_verdict: "rating" is 4, which is neither up nor down. Write "up" or "down" (or true or false, 1 or -1).'),
-        ({"prompt": "a", "answer": "b", "rating": "meh"}, 'bad_verdict: "rating" is "meh", which is neither up nor down. Write "up" or "down" (or true or false, 1 or -1).'),
+        ({"prompt": "a", "answer": "b", "thumb": 2}, 'bad_verdict: "thumb" is 2, which is neither up nor down. Write "up" or "down" (or yes or no, true or false, 1 or 0).'),
+        ({"prompt": "a", "answer": "b", "rating": 4}, 'bad_verdict: "rating" is 4, which is neither up nor down. Write "up" or "down" (or yes or no, true or false, 1 or 0).'),
+        ({"prompt": "a", "answer": "b", "rating": "meh"}, 'bad_verdict: "rating" is "meh", which is neither up nor down. Write "up" or "down" (or yes or no, true or false, 1 or 0).'),
         ({"prompt": "a", "answer": "b"}, 'missing_field: no "thumb" or "thumbs" or "rating" or "feedback" or "vote" or "label". Give the row one, or remove it.'),
         ({"prompt": "a", "thumb": "up"}, 'missing_field: no "answer" or "response" or "completion" or "output". Give the row one, or remove it.'),
         ({"prompt": "a", "answer": "", "thumb": "up"}, "empty_text: the answer is empty. Write one, or remove the row."),

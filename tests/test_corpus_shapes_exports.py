@@ -7,7 +7,10 @@ import pytest
 
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.lines import Line, Problem
-from luthier.corpus.shapes import SHAPES, conll_text, looks_like_conll, read_conll
+from luthier.corpus.rows import LIMITS, read_input
+from luthier.corpus.shapes import SHAPES, conll_text, detect, looks_like_conll, read_conll
+from luthier.errors import DataError
+from luthier.recipe.corpus import Input
 from luthier.records import Conversation, Labelled, Message, Preference, Ranking, Rating, Source, Tagged
 
 HERE = Source("export.json", 2)
@@ -132,10 +135,61 @@ def test_rows_of_words_and_tags():
     row = {"tokens": ["a", "b"], "ner_tags": ["B-X", "O"]}
     assert read("conll", row) == [Tagged(("a", "b"), ("B-X", "O"), HERE)]
     assert refused("conll", {"tokens": ["a"], "ner_tags": [3]}) == (
-        'wrong_type: "ner_tags" entry 1 is a number; it must be a text. Write the tags\' names, not their numbers.'
+        'wrong_type: "ner_tags" entry 1 is a number; it must be a text. Name the tags in their order: tag_names: [O, B-PER, ...].'
     )
     assert refused("conll", {"words": 5, "tags": []}) == 'wrong_type: "words" is a number; it must be a list of texts.'
     assert refused("conll", {"words": [], "tags": []}) == "empty_text: there are no words. Remove the row."
+
+
+def test_tags_that_are_numbers_are_named_by_the_input(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"tokens": ["a", "b"], "ner_tags": [1, 0]}\n{"tokens": ["c"], "ner_tags": [3]}\n')
+    first, second = read_input(Input(path=str(path), tag_names=["O", "B-X"]), LIMITS)
+    assert (first.words, first.tags) == (("a", "b"), ("B-X", "O"))
+    assert second.problem.detail == '"ner_tags" holds the number 3, but tag_names names 0 to 1. Name all of them.'
+    named = Input(path=str(path), tag_names=["O", "A", "B", "C"], columns={"tags": "ner_tags", "words": "tokens"})
+    assert [item.tags for item in read_input(named, LIMITS)] == [("A", "O"), ("C",)]
+    path.write_text('{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}\n')
+    with pytest.raises(DataError, match="tag_names names tags by number, but no row has tags as numbers"):
+        list(read_input(Input(path=str(path), tag_names=["O"]), LIMITS))
+
+
+# --- spans ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"spans": [{"start": 3, "end": 6, "label": "X"}]},
+        {
+            "spans": [{"token_start": 1, "start": 3, "end": 6, "type": "X"}],
+            "tokens": [{"text": "in"}],
+            "answer": "accept",
+        },
+        {"entities": [{"id": 4, "start_offset": 3, "end_offset": 6, "label": "X"}], "relations": []},
+        {"label": [[3, 6, "X"]]},
+        {"entities": [[3, 6, "X"]]},
+        {"spans": [{"entity_type": "X", "start_position": 3, "end_position": 6}]},
+    ],
+)
+def test_spans_of_a_text_are_its_tags(columns):
+    row = {"text": "in Rome.", **columns}
+    assert detect([row]).name == "spans"
+    assert read("spans", row) == [Tagged(("in", "Rom", "e", "."), ("O", "B-X", "O", "O"), HERE)]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([{"start": 0, "end": 9, "label": "X"}], 'bad_span: the span "X" from 0 to 9 is not inside the text.'),
+        ([{"start": "0", "end": 1, "label": "X"}], "bad_span: span 1 has no start and end in characters, or no label."),
+        ([{"start": 0, "end": 1}], 'missing_field: no "label" or "type" or "entity" or "entity_type" or "entity_group" or "tag". Give the row one, or remove it.'),
+        ([5], "bad_span: span 1 is a number; it must be an object with start, end and label."),
+        ({"start": 0}, 'wrong_type: "spans" is an object; it must be a list.'),
+    ],
+)  # fmt: skip
+def test_span_refusals(spans, expected):
+    assert refused("spans", {"text": "in", "spans": spans}) == expected
 
 
 # --- Label Studio --------------------------------------------------------------------------------------

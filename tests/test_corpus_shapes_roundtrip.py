@@ -114,6 +114,7 @@ NO_PLACE = {
     "hh_rlhf": {"unknown_role", "bad_weight", "marks_in_text"},
     "label_studio": {"several_turns", "bad_tag", "no_annotation"},
     "argilla": {"several_turns", "bad_tag"},
+    "spans": {"bad_tag"},
 }
 CASES = [(name, kind) for name, shape in SHAPES.items() for kind in shape.kinds if name != "text"]
 
@@ -193,7 +194,7 @@ COLUMN_NAMES = [
     "choices", "labels", "start", "end", "selected", "fields", "suggestions", "metadata", "inputs", "outputs", "generations",
     "message", "kwargs", "id", "run_type", "trace_id", "start_time", "feedback", "extra", "kind", "source", "file", "line",
     "key", "good", "answer", "preferred_output", "transcript", "a.responses", "a.responses.status", "a.suggestion", "date",
-    "licence", "group", "tool_calls", "values", "status", "globalOffsets", "additional_kwargs",
+    "licence", "group", "question", "solution", "spans", "entities", "tokens", "chosen_response", "tool_calls", "values", "status", "globalOffsets", "additional_kwargs",
 ]  # fmt: skip
 WORDS = [
     "user",

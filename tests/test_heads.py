@@ -16,6 +16,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, mse_loss
 
 from luthier.corpus.lines import Problem
+from luthier.corpus.shapes.plain import Columns
 from luthier.errors import DataError, RecipeError, TrainingError
 from luthier.methods.base import Batch, Example, Outputs, make_batch
 from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, RegressHead, TagHead, losses
@@ -453,7 +454,7 @@ def test_a_row_without_a_label_is_refused(name):
     )
 
 
-@pytest.mark.parametrize("label", ["SPORTS", "1,5", "1_000", "nan", "inf", "1e999", "", "3.5 kg"])
+@pytest.mark.parametrize("label", ["SPORTS", "1,50,000", "1_000", "nan", "inf", "1e999", "", "3.5 kg"])
 def test_a_regression_refuses_labels(label):
     problem = problem_of(RegressHead(), labelled("a text", label))
     assert problem.reason == "not_a_number"
@@ -467,6 +468,47 @@ def test_a_regression_refuses_labels(label):
 def test_a_regression_takes_numbers(label):
     row = labelled("a text", label)
     assert RegressHead().accept(row) == [row]
+
+
+@pytest.mark.parametrize(
+    ("label", "number"),
+    [("1,500.00", "1500.00"), ("-2,500,000", "-2500000"), ("1.500,25", "1500.25"), ("3,5", "3.5"), ("0,500", "0.500")],
+)
+def test_a_regression_takes_commas_that_can_mean_one_thing_only(label, number):
+    assert [row.label for row in RegressHead().accept(labelled("a text", label))] == [number]
+
+
+def test_a_comma_that_may_mean_two_things_is_not_guessed():
+    problem = problem_of(RegressHead(), labelled("a text", "1,500"))
+    assert problem.reason == "not_a_number"
+    assert problem.detail == 'the label "1,500" may be 1500 or 1.500. Write the one that is meant, without the comma.'
+
+
+def test_an_ordinal_label_may_be_written_as_another_number():
+    method = OrdinalHead(settings=Ordinal(labels=["1", "2", "3"]))
+    assert [row.label for row in method.accept(labelled("a", "2.0"))] == ["2"]
+    assert problem_of(method, labelled("a", "2.5")).reason == "unknown_label"
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [(["b, c", "a", "a"], {"a", "b, c"}), ([], set()), ([2, 1], {"1", "2"}), ("['a', \"b\"]", {"a", "b"}), ("a, b", {"a", "b"})],
+)  # fmt: skip
+def test_several_labels_may_be_a_list(value, labels):
+    (row,) = Columns(label="labels").read({"text": "a text", "labels": value}, SOURCE)
+    assert MultiLabelHead().parted(row) == labels
+    assert MultiLabelHead().accept(row) == [row]
+
+
+def test_a_list_of_one_label_is_that_label_and_of_more_is_for_multilabel():
+    rows = [Columns(label="labels").read({"text": "a", "labels": [*found]}, SOURCE) for found in ("x", "xy", "")]
+    (one,), (two,), (none,) = rows
+    assert [row.label for row in ClassifyHead().accept(one)] == ["x"]
+    assert (
+        problem_of(ClassifyHead(), two).detail
+        == 'the text has 2 labels ("x", "y"); classify takes one. Use multilabel.'
+    )
+    assert problem_of(ClassifyHead(), none).reason == "several_labels"
 
 
 def test_labels_outside_the_settings_are_refused():

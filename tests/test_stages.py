@@ -367,6 +367,16 @@ def test_rows_that_turn_out_too_long_count_as_dropped(tiny_path, tmp_path):
     assert stage["ledger"]["reasons"]["train"] == {"too_long": 30}
 
 
+def test_rows_of_one_kind_say_what_became_of_the_others(tiny_path, tmp_path):
+    thumbs = [{"prompt": f"q {n}", "answer": "a", "thumb": "up" if n % 2 else "well"} for n in range(12)]
+    recipe = tmp_path / "kto.yaml"
+    data = {"train": write_lines(tmp_path / "thumbs.jsonl", thumbs), "max_dropped_share": 0.9}
+    recipe.write_text(json.dumps({"model": str(tiny_path), "stages": [{"method": "kto", "data": data}]}))
+    said = r"training rows are rated good; none is rated bad.*Dropped beside them: 6 bad_verdict \(first: .*\"well\""
+    with pytest.raises(DataError, match=said):
+        peek_stages(load_stages(recipe), 1, Silent())
+
+
 def test_windows_longer_than_the_model_reads_are_refused(recipe_path, tmp_path):
     recipe = load_stages(recipe_path, ["stages.0.method.window_tokens=1024"])
     with pytest.raises(DataError) as refused:

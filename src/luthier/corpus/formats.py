@@ -18,7 +18,7 @@ from typing import Any
 
 from luthier.corpus.documents.parquet import parquet_rows
 from luthier.corpus.documents.unpack import MAX_FILE_BYTES, ending_of
-from luthier.corpus.lines import MAX_LINE_BYTES, Line, Problem, inspect_file, read_head, read_lines
+from luthier.corpus.lines import MAX_LINE_BYTES, UTF8_MARK, Line, Problem, inspect_file, read_head, read_lines
 from luthier.errors import DataError, did_you_mean
 from luthier.records import Source
 
@@ -28,14 +28,22 @@ ENDINGS = {
 }  # fmt: skip
 FIRST_ROWS = 20
 TEXT, LABEL = "text", "label"
+HEADER_LINES = 20  # of a CSV file, within which its header ends
+ANY_DELIMITER = "|"  # the separator that is not set
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read."""
+    """The columns to read: the texts of `text`, `join` between them, and the label. `settings` name them in errors."""
 
-    text: str = TEXT
+    text: tuple[str, ...] = (TEXT,)
     label: str = LABEL
+    join: str = "\n\n"
+    settings: tuple[str, str] = ("data.text", "data.label")
+
+    def asked(self) -> list[tuple[str, str]]:
+        """Each column with the setting that names it."""
+        return [*((self.settings[0], column) for column in self.text), (self.settings[1], self.label)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ def read_rows(
 ) -> Iterator[RawRow]:
     """The rows of a data file; blank lines (CSV: rows of empty fields) are no rows.
 
-    `format` is `auto` (by the file's ending), `jsonl`, `csv` (tabs in a .tsv file), `parquet` or `lines`;
-    `separator` counts for `lines` only, where its last occurrence parts text and label. Files may be compressed
-    (.gz or .zst after the ending).
+    `format` is `auto` (by the file's ending), `jsonl`, `csv`, `parquet` or `lines`; the last `separator` of a line
+    parts text and label, and in CSV it parts the columns (`delimiter_of`). Files may be compressed (.gz or .zst after
+    the ending).
 
     Raises:
         DataError: no such file, empty or not text, an unknown ending, or a column that no row has.
@@ -96,18 +104,21 @@ def read_rows(
     inspect_file(path)
     lines = read_lines(path, max_line_bytes)
     if kind == "jsonl":
-        return rows_from(path, json_cells(path, lines), columns)
+        is_array = read_head(path).removeprefix(UTF8_MARK).lstrip().startswith(b"[")
+        return rows_from(path, array_cells(path, max_line_bytes) if is_array else json_cells(lines), columns)
     if kind == "csv":
-        return rows_from(path, csv_cells(path, lines, columns, delimiter_of(path)), columns)
+        return rows_from(path, csv_cells(path, lines, columns, separator), columns)
     if kind == "lines":
+        if any(setting.startswith("data.columns") for setting in columns.settings):
+            raise DataError(f"{path}: text|LABEL lines have no columns to name. Leave data.columns out.")
         advice = (
             f'none of the first lines holds the separator "{separator}". Write text{separator}LABEL lines, '
             "or set data.separator (or data.format, where the file is JSONL or CSV)."
         )
         return rows_from(path, line_cells(lines, separator), Columns(), advice)
     raise DataError(
-        f'{path}: unknown file ending "{ending_of(path)}". Known: .jsonl and .json (one JSON object a line), '
-        ".csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
+        f'{path}: unknown file ending "{ending_of(path)}". Known: .jsonl and .json (one JSON object a line, '
+        "or an array), .csv, .tsv, .parquet, .txt (text|LABEL lines), also with .gz or .zst after it. "
         "Set data.format to jsonl, csv or lines to choose one."
     )
 
@@ -115,17 +126,21 @@ def read_rows(
 # --- the formats ---------------------------------------------------------------------------------------
 
 
-def json_cells(path: Path, lines: Iterator[Line]) -> Iterator[Cells]:
+def json_cells(lines: Iterator[Line]) -> Iterator[Cells]:
     """One JSON object a line."""
-    first = True
     for line in lines:
         if line.problem is None and not line.text.strip():
             continue
-        if first and line.text.lstrip().startswith("["):
-            raise DataError(f"{path}: is a JSON array. Write one JSON object a line (JSON lines).")
-        first = False
         values, problem = (None, line.problem) if line.problem else parse_object(line.text)
         yield Cells(line.number, values, problem, (line.number,) if line.recoded else ())
+
+
+def array_cells(path: Path, max_item_bytes: int) -> Iterator[Cells]:
+    """The objects of a JSON array, numbered from 1."""
+    from luthier.corpus.documents.tables import array_rows  # which reads CSV through this module
+
+    for number, row in array_rows(path, (max_item_bytes, MAX_FILE_BYTES)):
+        yield Cells(number, None, row) if isinstance(row, Problem) else Cells(number, row)
 
 
 def parse_object(text: str) -> tuple[dict[str, object] | None, Problem | None]:
@@ -160,17 +175,13 @@ def line_cells(lines: Iterator[Line], separator: str) -> Iterator[Cells]:
                 yield Cells(line.number, {TEXT: line.text}, problem, recoded)
 
 
-def delimiter_of(path: Path) -> str:
-    """Tabs in a .tsv file, else commas."""
-    return "\t" if ending_of(path) == ".tsv" else ","
-
-
-def csv_cells(path: Path, lines: Iterator[Line], columns: Columns | None, delimiter: str) -> Iterator[Cells]:
+def csv_cells(path: Path, lines: Iterator[Line], columns: Columns | None, separator: str) -> Iterator[Cells]:
     """CSV or TSV with a header. Windows-1252 lines of the header are told with the first row.
 
     Without `columns` to look for, all are taken; of two with the same name, the second becomes `name (2)`.
     """
-    records = csv_records(lines, delimiter)
+    first = header_lines(lines)
+    records = csv_records(chain(first, lines), delimiter_of(path, first, separator))
     head = next(records, None)
     if head is None:
         return
@@ -178,7 +189,7 @@ def csv_cells(path: Path, lines: Iterator[Line], columns: Columns | None, delimi
         raise DataError(f"{path} line {head.lines[0].number}: the header cannot be read: {head.problem.detail}")
     header = [name.strip() for name in head.fields]
     if columns:
-        check_header(path, header, columns, delimiter)
+        check_header(path, header, columns)
     else:
         header = distinct(header)
     pending = recoded_lines(head)
@@ -187,6 +198,41 @@ def csv_cells(path: Path, lines: Iterator[Line], columns: Columns | None, delimi
         values = None if problem else dict(zip(header, record.fields, strict=False))
         yield Cells(record.lines[0].number, values, problem, pending + recoded_lines(record))
         pending = ()
+
+
+def header_lines(lines: Iterator[Line]) -> list[Line]:
+    """The lines up to the header's last one, which closes every quote."""
+    first: list[Line] = []
+    for line in islice(lines, HEADER_LINES):
+        first.append(line)
+        text = "".join(line.text for line in first)
+        if text.strip() and text.count('"') % 2 == 0:
+            break
+    return first
+
+
+def delimiter_of(path: Path, first: list[Line], separator: str) -> str:
+    """What parts the columns: the separator that is set, else what parts the header into most columns.
+
+    Where two do equally well it is a tab in a .tsv file, else a comma. Quoted names may hold any of them.
+
+    Raises:
+        DataError: a separator that is not one character.
+    """
+    if separator != ANY_DELIMITER:
+        if len(separator) != 1 or separator in '"\r\n':
+            raise DataError(
+                f'{path}: the columns of a CSV file are parted by one character, and separator is "{separator}".'
+            )
+        return separator
+    usual = "\t," if ending_of(path) == ".tsv" else ",\t"
+    return max(f"{usual};|", key=lambda char: header_width(first, char))
+
+
+def header_width(first: list[Line], delimiter: str) -> int:
+    """The number of columns of a header, parted so; 0 where that cannot be done."""
+    head = next(csv_records(iter(first), delimiter), None)
+    return 0 if head is None or head.problem else len(head.fields)
 
 
 def distinct(header: list[str]) -> list[str]:
@@ -248,22 +294,13 @@ def extra_fields(fields: tuple[str, ...], header: list[str]) -> Problem | None:
     return Problem("broken_csv", f"{counts}. Put quotes around a text that holds the delimiter.")
 
 
-def check_header(path: Path, header: list[str], columns: Columns, delimiter: str) -> None:
+def check_header(path: Path, header: list[str], columns: Columns) -> None:
     """Raise DataError where an asked column is missing or stands twice."""
-    for setting, column in (("data.text", columns.text), ("data.label", columns.label)):
+    for setting, column in columns.asked():
         if header.count(column) > 1:
             raise DataError(f'{path}: the header has the column "{column}" {header.count(column)} times ({setting}).')
         if column not in header:
-            raise DataError(missing_column(path, setting, column, header) + other_delimiter(header, delimiter))
-
-
-def other_delimiter(header: list[str], delimiter: str) -> str:
-    """A hint where the whole header came out as one column that holds another delimiter."""
-    names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
-    found = [name for char, name in names.items() if len(header) == 1 and char in header[0] and char != delimiter]
-    if not found:
-        return ""
-    return f" The columns seem to be parted by {found[0]}: part them by commas (.csv) or tabs (.tsv)."
+            raise DataError(missing_column(path, setting, column, header))
 
 
 # --- from named values to rows -------------------------------------------------------------------------
@@ -278,7 +315,7 @@ def rows_from(path: Path, cells: Iterator[Cells], columns: Columns, advice: str 
     if not first:
         raise DataError(f"{path}: has no rows. Write one row a line (CSV: below the header).")
     parsed = [cell.values for cell in first if cell.values is not None]
-    for setting, column in (("data.text", columns.text), ("data.label", columns.label)):
+    for setting, column in columns.asked():
         if parsed and not any(column in values for values in parsed):
             found = list(dict.fromkeys(name for values in parsed for name in values))
             raise DataError(f"{path}: {advice}" if advice else missing_column(path, setting, column, found))
@@ -286,7 +323,7 @@ def rows_from(path: Path, cells: Iterator[Cells], columns: Columns, advice: str 
         yield to_row(path, cell, columns)
 
 
-def missing_column(path: Path, setting: str, column: str, found: list[str]) -> str:
+def missing_column(path: Path | str, setting: str, column: str, found: list[str]) -> str:
     """What was asked, what is there, what to set."""
     names = ", ".join(f'"{name}"' for name in found) or "none"
     hint = did_you_mean(column, found)
@@ -298,9 +335,18 @@ def to_row(path: Path, cells: Cells, columns: Columns) -> RawRow:
     source = Source(path.name, cells.line)
     if cells.values is None:
         return RawRow(source, None, None, cells.problem, cells.recoded)
-    text, text_problem = read_text(cells.values, columns.text)
+    text, text_problem = read_texts(cells.values, columns)
     label, label_problem = read_label(cells.values, columns.label)
     return RawRow(source, text, label, cells.problem or text_problem or label_problem, cells.recoded)
+
+
+def read_texts(values: Mapping[str, object], columns: Columns) -> tuple[str | None, Problem | None]:
+    """The text of one column, or those of several in one; of several, a null is an empty text."""
+    if len(columns.text) == 1:
+        return read_text(values, columns.text[0])
+    read = [read_text(values, column) for column in columns.text if values.get(column) is not None]
+    problem = next((problem for _, problem in read if problem), None)
+    return columns.join.join(text for text, _ in read if text and text.strip()), problem
 
 
 def read_text(values: Mapping[str, object], column: str) -> tuple[str | None, Problem | None]:
@@ -318,8 +364,12 @@ def read_text(values: Mapping[str, object], column: str) -> tuple[str | None, Pr
 
 
 def read_label(values: Mapping[str, object], column: str) -> tuple[str | None, Problem | None]:
-    """A label value; a number becomes its text."""
+    """A label value; a number becomes its text, and so does true or false."""
     value = values.get(column)
+    if isinstance(value, bool):
+        return ("true" if value else "false"), None
+    if isinstance(value, list):
+        return None, Problem("several_labels", f'"{column}" is a list of {len(value)}; here a text has one label.')
     if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return str(value), None
     return read_text(values, column)

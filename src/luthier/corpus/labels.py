@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from luthier.corpus.lines import Problem
@@ -40,6 +43,25 @@ class LabelTable:
             f'label "{shorten(label, SHOWN_CHARS)}" is not in {self.setting}.{hint} '
             "Fix the row, or add the label or an alias.",
         )
+
+
+def written_list(labels: Iterable[str]) -> str:
+    """Any number of labels of one text as the text of one: a JSON list, sorted, none of them twice."""
+    return json.dumps(sorted({label.strip() for label in labels}), ensure_ascii=False)
+
+
+def listed_labels(label: str) -> list[str] | None:
+    """The labels of a text that is a list of them, as JSON or Python write one; None for any other text."""
+    if not label.strip().startswith("["):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(label.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        plain = isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+        return [str(item).strip() for item in value] if plain else None
+    return None
 
 
 def label_table(task: Task) -> LabelTable:

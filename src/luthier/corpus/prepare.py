@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from luthier.corpus.fold import fold_text, row_key
 from luthier.corpus.formats import Columns, RawRow, read_rows
 from luthier.corpus.labels import SHOWN_CHARS, LabelTable, label_table, shorten
@@ -17,12 +19,14 @@ from luthier.corpus.lines import Problem, recoded_note
 from luthier.corpus.split import Split, seeded_order, split_rows
 from luthier.errors import DataError
 from luthier.recipe import Data, Task
+from luthier.recipe.columns import listed
 from luthier.records import Dropped, Labelled, Ledger
 
 TokenCounter = Callable[[list[str]], list[int]]
 FEW_TEST_ROWS = 30
 Z_95 = 1.959964
 LEDGER_CHARS = 500
+MOST_LABELS = 500  # that an error lists, ready for the recipe
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Cleaned:
     kept: tuple[Labelled, ...]
     dropped: tuple[Dropped, ...]
     notes: tuple[str, ...]
+    labels: tuple[str, ...]  # as the file spells them, each once
 
 
 def prepare(task: Task, data: Data, seed: int, count_tokens: TokenCounter) -> Prepared:
@@ -87,7 +92,7 @@ def data_hash(prepared: Prepared) -> str:
 def clean_file(split: str, path: Path, task: Task, data: Data, count_tokens: TokenCounter) -> Cleaned:
     """The usable rows of one file, one of each text, and all others with their reasons."""
     table = label_table(task)
-    rows = list(read_rows(path, data.format, Columns(data.text, data.label), data.separator))
+    rows = list(read_rows(path, data.format, columns_of(data), data.separator))
     refuse_foreign_labels(path, rows, table, data)
     dropped: list[Dropped] = []
     labelled: list[Labelled] = []
@@ -102,7 +107,20 @@ def clean_file(split: str, path: Path, task: Task, data: Data, count_tokens: Tok
     kept, copies = without_copies(split, short)
     recoded = [line for row in rows for line in row.recoded]
     notes = (recoded_note(path.name, recoded),) if recoded else ()
-    return Cleaned(path, len(rows), tuple(kept), (*dropped, *over_long, *copies), notes)
+    return Cleaned(path, len(rows), tuple(kept), (*dropped, *over_long, *copies), notes, labels_of(rows))
+
+
+def columns_of(data: Data) -> Columns:
+    """The columns that the settings name."""
+    text, label = data.columns.get("text", data.text), data.columns.get("label", data.label)
+    assert isinstance(label, str), "the recipe's rule"
+    settings = [f"data.columns.{name}" if name in data.columns else f"data.{name}" for name in ("text", "label")]
+    return Columns(tuple(listed(text)), label, data.join, (settings[0], settings[1]))
+
+
+def labels_of(rows: Iterable[RawRow]) -> tuple[str, ...]:
+    """The labels of some rows, each once, sorted."""
+    return tuple(sorted({label for row in rows if row.label is not None and (label := row.label.strip())}))
 
 
 def row_problem(row: RawRow, label_problems: Mapping[str, Problem | None]) -> Problem | None:
@@ -258,11 +276,21 @@ def refuse_foreign_labels(path: Path, rows: list[RawRow], table: LabelTable, dat
     if not counts or any(table.resolve(label) is not None for label in counts):
         return
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    columns = columns_of(data)
     commonest = ", ".join(describe_foreign(label, count, table) for label, count in ranked[:3])
     raise DataError(
         f"{path}: none of its {counts.total()} labels is in task.labels. Commonest: {commonest}. "
-        f'Is data.label ("{data.label}") the right column? Else mend task.labels or add task.aliases.'
+        f'Is {columns.settings[1]} ("{columns.label}") the right column? Else mend task.labels or add task.aliases.'
+        f"{to_paste(labels_of(rows))}"
     )
+
+
+def to_paste(labels: Sequence[str]) -> str:
+    """All labels of a file as a recipe would have them; empty where they are too many to be labels."""
+    if not 2 <= len(labels) <= MOST_LABELS:
+        return ""
+    listed = yaml.safe_dump(list(labels), default_flow_style=True, allow_unicode=True, width=math.inf).strip()
+    return f"\nAll labels of the file, for task.labels: {listed}"
 
 
 def describe_foreign(label: str, count: int, table: LabelTable) -> str:
@@ -282,7 +310,9 @@ def refuse_losses(cleaned: Cleaned, data: Data) -> None:
         f"data.max_dropped_share allows {data.max_dropped_share:.0%}."
     ]
     lines += dropped_lines(cleaned.dropped)
-    raise DataError("\n".join([*lines, "Mend the rows, or raise data.max_dropped_share."]))
+    unknown = sum(row.reason == "unknown_label" for row in cleaned.dropped)
+    listed = to_paste(cleaned.labels) if 2 * unknown > len(cleaned.dropped) else ""
+    raise DataError("\n".join([*lines, f"Mend the rows, or raise data.max_dropped_share.{listed}"]))
 
 
 def dropped_lines(dropped: Sequence[Dropped]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.find import find_files
 from luthier.corpus.documents.read import read_documents
-from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
+from luthier.corpus.documents.tables import TABLE_ENDINGS, Row, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
 from luthier.corpus.formats import LABEL, TEXT, line_cells
 from luthier.corpus.lines import Line, Problem, numbered_lines, read_head, read_lines
@@ -69,12 +69,12 @@ def find_reading(path: Path, source: Input, limits: Limits) -> Reading:
     ending = ending_of(path)
     plain = source.format in ("auto", "columns") and ending == ".txt"
     if source.format == LINES or (plain and has_labels(path, source, limits)):
-        return Reading(LINES)
+        return without_columns(path, source, Reading(LINES))
     if source.format == DOCUMENT or (source.format == "auto" and ending not in (*TABLE_ENDINGS, ".conll")):
-        return Reading(DOCUMENT)
+        return without_columns(path, source, Reading(DOCUMENT))
     if (source.format == CONLL and ending not in TABLE_ENDINGS) or ending == ".conll":
-        return Reading(CONLL)
-    first = [row for _, row in islice(read_table(path, limits.line_bytes, limits.file_bytes), FIRST_ROWS)]
+        return without_columns(path, source, Reading(CONLL))
+    first = [row for _, row in islice(table_rows(path, source, limits), FIRST_ROWS)]
     usable = [row for row in first if not isinstance(row, Problem)]
     if not first:
         blank = not read_head(path).strip()
@@ -87,6 +87,21 @@ def find_reading(path: Path, source: Input, limits: Limits) -> Reading:
     if isinstance(shape, Columns):
         return Reading("columns", shape.text, shape.label)
     return Reading(shape.name)
+
+
+def without_columns(path: Path, source: Input, reading: Reading) -> Reading:
+    """The reading of a file that has no columns; DataError where the input names some."""
+    if source.columns:
+        tables = ", ".join(TABLE_ENDINGS)
+        raise DataError(f"{path}: is read as {reading.shape}, which has no columns to name. `columns` is for {tables}.")
+    return reading
+
+
+def table_rows(path: Path, source: Input, limits: Limits, block: Block | None = None) -> Iterator[Row]:
+    """The numbered rows of a table, or of a block of one, with all their columns."""
+    if block is not None:
+        return json_rows(block_lines(path, block, limits.line_bytes))
+    return read_table(path, limits.line_bytes, limits.file_bytes, separator=source.separator)
 
 
 def read_file(
@@ -107,11 +122,7 @@ def read_file(
         numbered = ((cell.line, cell.problem or cell.values or {}) for cell in cells)
         yield from read_shape(numbered, Columns(TEXT, LABEL), name, source)
         return
-    if block is None:
-        rows = read_table(path, limits.line_bytes, limits.file_bytes)
-    else:
-        rows = json_rows(block_lines(path, block, limits.line_bytes))
-    yield from read_shape(rows, reading.as_shape(), name, source)
+    yield from read_shape(table_rows(path, source, limits, block), reading.as_shape(), name, source)
 
 
 def has_labels(path: Path, source: Input, limits: Limits) -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.recipe.base import Part, Seed, Share, Variable
+from luthier.recipe.columns import ColumnNames
 
 ReadFormat = Literal[
     "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
-    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export",
+    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer", "spans",
 ]  # fmt: skip
 WriteFormat = Literal[
     "luthier", "text", "columns", "chat", "prompt_completion", "alpaca", "sharegpt", "trl", "trl_conversational",
-    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export",
+    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer", "spans",
 ]  # fmt: skip
 
 
@@ -28,9 +29,24 @@ class Input(Part):
     format: ReadFormat = Field(
         "auto", description="What the rows are; `auto` looks at the file's ending and first rows."
     )
+    columns: ColumnNames = Field(
+        default_factory=dict,
+        description="Columns of a table by the names that luthier reads: `{prompt: question, response: answer}`, "
+        "`{text: [headline, description], label: desk}`. They are renamed before the format is found.",
+    )
+    join: str = Field("\n\n", description="What stands between several columns of one name (`columns`).")
     text: str = Field("text", description="Column of the text (`columns`).")
-    separator: str = Field("|", min_length=1, description="What parts text and label (`lines`); the last one counts.")
+    separator: str = Field(
+        "|",
+        min_length=1,
+        description="What parts text and label (`lines`; the last one counts), or the columns of a CSV file: left at "
+        "`|`, the header says which of comma, semicolon, tab and pipe it is.",
+    )
     label: str | None = Field(None, description="Column of the label (`columns`); without it, rows are documents.")
+    tag_names: list[str] = Field(
+        default_factory=list,
+        description="The names of tags that are written as numbers, from 0 on: `[O, B-PER, I-PER]`.",
+    )
     licence: str | None = Field(
         None, description="Licence of the rows, where they do not say it (SPDX id, or your word)."
     )
@@ -41,6 +57,14 @@ class Input(Part):
     date: str | None = Field(None, description="Column that holds each row's date (ISO 8601).")
     weight: float = Field(1.0, gt=0, strict=False, description="Weight in a mixture.")
     task: str | None = Field(None, description="Task tag in a mixture; by default the file's name.")
+
+    @model_validator(mode="after")
+    def named_once(self) -> Input:
+        """A column is named in one place."""
+        for name, single in (("text", self.text != "text"), ("label", self.label is not None)):
+            if single and name in self.columns:
+                raise ValueError(f"{name} and columns.{name} both name a column; leave one of them out")
+        return self
 
 
 class Repair(Part):

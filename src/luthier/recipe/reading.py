@@ -210,7 +210,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
             continue
         target: Any = values
         *parents, last = dotted.split(".")
-        for parent in parents:
+        for above, parent in zip(["", *parents], parents, strict=False):
+            if isinstance(target, list) and above in ("train", "test"):  # a path, to be given keys of its own
+                target[:] = [{"path": item} if isinstance(item, str) else item for item in target]
             target = below(target, parent)
         if not isinstance(target, dict):
             problems.append(f'--set {dotted}: "{".".join(parents)}" is not a section.')

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from luthier.errors import RecipeError, did_you_mean
 from luthier.recipe.base import Part, Seed, Share, explain, sound_sections
+from luthier.recipe.columns import ColumnNames
 from luthier.recipe.corpus import Corpus
 from luthier.recipe.prior import ClassPrior, prior_problems
 from luthier.recipe.reading import RecipeSource, absolute, apply_overrides, read_values, require_kind, source_name
@@ -74,9 +75,20 @@ class Data(Part):
     format: Literal["auto", "jsonl", "csv", "lines"] = Field(
         "auto", description="File format; `auto` goes by the file's ending."
     )
+    columns: ColumnNames = Field(
+        default_factory=dict,
+        description="Columns of the text and of the label, as an input of `corpus` names them: `{text: [headline, "
+        "description], label: desk}` puts two columns together.",
+    )
+    join: str = Field("\n\n", description="What stands between several columns of the text.")
     text: str = Field("text", description="Column that holds the text (JSONL, CSV).")
     label: str = Field("label", description="Column that holds the label (JSONL, CSV).")
-    separator: str = Field("|", min_length=1, description="Separator of `lines` files; the last one counts.")
+    separator: str = Field(
+        "|",
+        min_length=1,
+        description="Separator of `lines` files, the last one counts; or of a CSV file's columns: left at `|`, the "
+        "header says which of comma, semicolon, tab and pipe it is.",
+    )
     validation_share: Share = Field(
         0.12, description="Share of the training rows on which everything is chosen (never the test rows)."
     )
@@ -281,10 +293,24 @@ def data_problems(data: Data) -> list[str]:
     problems = []
     if (data.train is None) == (data.corpus is None):
         problems.append("data: give either train (a file of rows) or corpus (inputs to prepare).")
+    problems += [
+        f"data.columns.{name}: a run reads a text and its label; leave it out, or train by `luthier train`."
+        for name in data.columns
+        if name not in ("text", "label")
+    ]
+    if not isinstance(data.columns.get("label", ""), str):
+        problems.append("data.columns.label: name one column.")
+    problems += [
+        f"data.{name}: data.columns.{name} names a column too; leave one of them out."
+        for name in ("text", "label")
+        if name in data.columns and getattr(data, name) != name
+    ]
     if data.corpus is not None:
         problems += [f"data.corpus.{problem}" for problem in corpus_problems(dict(data.corpus))]
         if data.corpus.split.validation_share:
             problems.append("data.corpus.split.validation_share: a run sets data.validation_share aside; use that.")
+        if data.columns:
+            problems.append("data.columns: with data.corpus, name the columns in data.corpus.inputs.")
         if data.test is not None:
             problems.append("data.test: with data.corpus, hold rows out by data.corpus.split.test_share.")
     return problems

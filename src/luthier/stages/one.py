@@ -31,7 +31,7 @@ from luthier.stages.cutting import cut
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
-from luthier.stages.rows import StageRows, gather, refuse_losses, viewed_rows
+from luthier.stages.rows import StageRows, gather, reason_lines, refuse_losses, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
@@ -74,8 +74,13 @@ class StageRun:
 
     @cached_property
     def method(self) -> StageMethod:
-        """The method, with what the training rows decide."""
-        return make_stage_method(self.stage.method).fitted(self.rows.train)
+        """The method, with what the training rows decide; an error of theirs says what became of the other rows."""
+        try:
+            return make_stage_method(self.stage.method).fitted(self.rows.train)
+        except DataError as error:
+            reasons = list(reason_lines(self.rows.ledger))
+            told = f" Dropped beside them: {'; '.join(reasons[:4])}." if reasons else ""
+            raise DataError(f"{error}{told}") from None
 
     @property
     def tasks(self) -> dict[str, StageRun]:

@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal
 
 from luthier.corpus.documents.parquet import parquet_rows, write_parquet
 from luthier.corpus.documents.unpack import MAX_FILE_BYTES, UnpackError, ending_of, open_bytes, read_bytes
-from luthier.corpus.formats import csv_cells, delimiter_of, json_type, parse_object
+from luthier.corpus.formats import csv_cells, json_type, parse_object
 from luthier.corpus.lines import (
     HEAD_BYTES,
     MAX_LINE_BYTES,
@@ -39,6 +39,7 @@ def read_table(
     start: int = 1,
     stop: int | None = None,
     bare: str | None = None,
+    separator: str = "|",
 ) -> Iterator[Row]:
     """Rows of a file by its ending (`TABLE_ENDINGS`, also followed by .gz or .zst), each with its number.
 
@@ -47,7 +48,7 @@ def read_table(
     cannot be used comes as its Problem, and reading goes on behind it. What ends a file early (broken
     compression, too many bytes, broken JSON within an array) is the Problem of the row where it happened. A file
     of a single JSON object, over several lines, is one row. An empty file has no rows. With `bare`, a JSON text in the
-    place of an object is a row with that one column.
+    place of an object is a row with that one column. `separator` parts the columns of a CSV file (`delimiter_of`).
 
     Raises:
         DataError: no such file, not a regular one, an unknown ending, or a library that is not installed.
@@ -62,7 +63,8 @@ def read_table(
         head = read_head(path)
     except UnpackError as error:
         return iter([(1, Problem(error.reason, error.detail, ends_file=True))])
-    return guarded(path, rows_of(path, head, (max_line_bytes, max_file_bytes), start, stop, bare), start, stop)
+    limits, spelling = (max_line_bytes, max_file_bytes), (bare, separator)
+    return guarded(path, rows_of(path, head, limits, start, stop, spelling), start, stop)
 
 
 def guarded(path: Path, rows: Iterator[Row], start: int, stop: int | None) -> Iterator[Row]:
@@ -90,10 +92,15 @@ def guarded(path: Path, rows: Iterator[Row], start: int, stop: int | None) -> It
 
 
 def rows_of(
-    path: Path, head: bytes, limits: tuple[int, int], start: int, stop: int | None, bare: str | None
+    path: Path, head: bytes, limits: tuple[int, int], start: int, stop: int | None, spelling: tuple[str | None, str]
 ) -> Iterator[Row]:
-    """Rows by the file's ending and its first bytes. `limits`: most bytes of a line, and of the file unpacked."""
+    """Rows by the file's ending and its first bytes.
+
+    `limits`: most bytes of a line, and of the file unpacked. `spelling`: the column of a text without one, and what
+    parts the columns of CSV.
+    """
     max_line_bytes, max_file_bytes = limits
+    bare, separator = spelling
     ending = ending_of(path)
     if ending == ".parquet":
         for number, values in parquet_rows(path, max_file_bytes, start, stop):
@@ -105,7 +112,7 @@ def rows_of(
     lines = read_lines(path, max_line_bytes, max_file_bytes)
     text = head.removeprefix(UTF8_MARK).lstrip()
     if ending in (".csv", ".tsv"):
-        for cell in csv_cells(path, lines, None, delimiter_of(path)):
+        for cell in csv_cells(path, lines, None, separator):
             yield cell.line, cell.problem or cell.values or {}
     elif text.startswith(b"["):
         yield from array_rows(path, limits, bare)
@@ -161,7 +168,7 @@ def whole_object(path: Path, max_file_bytes: int) -> Iterator[Row]:
     yield 1, problem or whole_characters(text, values or {})
 
 
-def array_rows(path: Path, limits: tuple[int, int], bare: str | None) -> Iterator[Row]:
+def array_rows(path: Path, limits: tuple[int, int], bare: str | None = None) -> Iterator[Row]:
     """The items of a JSON array, decoded as the file is read; `limits[0]` is the most one item may hold."""
     with open_bytes(path, limits[1]) as stream:
         items = ArrayItems(stream, limits[0], bare)

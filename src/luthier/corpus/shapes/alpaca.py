@@ -1,4 +1,4 @@
-"""Alpaca rows and their kin: `instruction`, `input` (or `context`), `output` (or `response`)."""
+"""Alpaca rows and their kin: `instruction`, `input` (or `context`), `output` (or `response`, `answer`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from luthier.corpus.shapes.checks import Refused
 from luthier.corpus.shapes.turns import asked
 from luthier.records import Conversation, Instruction, Message, Preference, Source
 
+QUESTIONS = ("question", "query", "problem")
 CONTEXTS = ("input", "context")
-RESPONSES = ("output", "response")
+RESPONSES = ("output", "response", "answer", "completion")
 
 
 class Alpaca(RowShape):
@@ -19,7 +20,9 @@ class Alpaca(RowShape):
     columns = "instruction, input, output"
 
     def fits(self, row: Row) -> bool:
-        """An instruction, and something that answers it."""
+        """An instruction, and something that answers it; no question beside it, which would go unread."""
+        if any(isinstance(row.get(name), str) for name in QUESTIONS):
+            return False
         answers = (*RESPONSES, "instances", "chosen")
         return isinstance(row.get("instruction"), str) and any(has(row, name) for name in answers)
 

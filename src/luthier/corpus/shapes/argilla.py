@@ -179,7 +179,7 @@ def read_answered(value: Any, fields: Row, question: str, source: Source) -> Rec
     prompted = any(has(fields, name) for name in PROMPT_NAMES)
     if isinstance(value, str) and prompted and value in answer_names(fields):
         return read_choice(value, fields, source)
-    good = as_verdict(value)
+    good = as_verdict(value) if isinstance(value, str | bool) else None  # a number may be one of many stars
     if good is not None and any(has(fields, name) for name in ANSWER_NAMES):
         prompt, answer = name_in(fields, PROMPT_NAMES), name_in(fields, ANSWER_NAMES)
         return Rating(read_prompt(fields[prompt], prompt), read_answer(fields[answer], answer), good, source)

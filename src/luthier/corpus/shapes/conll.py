@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.lines import Line, Problem
@@ -45,6 +46,28 @@ class Conll(RowShape):
         return {"words": list(record.words), "tags": list(record.tags)}
 
 
+def with_tag_names(row: Row, names: Sequence[str]) -> Row | Problem:
+    """The row with the names of its tags in the place of their numbers."""
+    column = numbered(row)
+    if column is None:
+        return row
+    numbers: Any = row[column]
+    wrong = next((number for number in numbers if not 0 <= number < len(names)), None)
+    if wrong is not None:
+        detail = f'"{column}" holds the number {wrong}, but tag_names names 0 to {len(names) - 1}. Name all of them.'
+        return Problem("bad_tag", detail)
+    return {**row, column: [names[number] for number in numbers]}
+
+
+def numbered(row: Row) -> str | None:
+    """The column whose tags are whole numbers."""
+    for name in TAG_NAMES:
+        tags = row.get(name)
+        if isinstance(tags, list) and tags and all(type(tag) is int for tag in tags):
+            return name
+    return None
+
+
 def read_words(value: object, name: str) -> tuple[str, ...]:
     """A list of texts, or a text parted by white space."""
     if isinstance(value, str):
@@ -53,7 +76,7 @@ def read_words(value: object, name: str) -> tuple[str, ...]:
         raise Refused("wrong_type", f'"{name}" is {type_name(value)}; it must be a list of texts.')
     for number, item in enumerate(value, start=1):
         if not isinstance(item, str):
-            advice = " Write the tags' names, not their numbers." if name in TAG_NAMES else ""
+            advice = " Name the tags in their order: tag_names: [O, B-PER, ...]." if name in TAG_NAMES else ""
             raise Refused("wrong_type", f'"{name}" entry {number} is {type_name(item)}; it must be a text.{advice}')
     return tuple(value)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from luthier.corpus.fold import row_key
 from luthier.corpus.formats import read_label
+from luthier.corpus.labels import written_list
+from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.base import Row, RowShape, has, text_in
 from luthier.corpus.shapes.checks import Refused
 from luthier.corpus.wire import whole_text
@@ -63,7 +65,7 @@ class Columns(RowShape):
         if self.label is None:
             title = row.get(self.title)
             return [Document(text, source, title if isinstance(title, str) and title.strip() else None)]
-        label, problem = read_label(row, self.label)
+        label, problem = read_several(row, self.label)
         if problem is not None or label is None:
             raise Refused(problem.reason if problem else "missing_field", problem.detail if problem else "no label.")
         return [Labelled(text, label.strip(), source, row_key(text, label.strip()))]
@@ -73,6 +75,16 @@ class Columns(RowShape):
         if isinstance(record, Labelled):
             return {self.text: record.text, self.label or "label": record.label}
         return {self.text: record.text, **({self.title: record.title} if record.title else {})}
+
+
+def read_several(row: Row, column: str) -> tuple[str | None, Problem | None]:
+    """A label, or a list of labels as one text."""
+    value = row.get(column)
+    if not isinstance(value, list):
+        return read_label(row, column)
+    read = [read_label({column: item}, column) for item in value]
+    problem = next((problem for _, problem in read if problem), None)
+    return written_list(label for label, _ in read if label), problem
 
 
 class Text(RowShape):

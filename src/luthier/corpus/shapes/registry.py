@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from luthier.corpus.columns import check_columns, columns_of, proposal, renamed, shown
 from luthier.corpus.documents.base import Unreadable
+from luthier.corpus.formats import missing_column
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.alpaca import Alpaca
 from luthier.corpus.shapes.argilla import Argilla
-from luthier.corpus.shapes.base import Row, RowShape, Shape, type_name
+from luthier.corpus.shapes.base import Row, RowShape, Shape, has, type_name
 from luthier.corpus.shapes.chat import Chat
-from luthier.corpus.shapes.conll import Conll
+from luthier.corpus.shapes.conll import Conll, numbered, with_tag_names
 from luthier.corpus.shapes.hh_rlhf import HhRlhf
 from luthier.corpus.shapes.label_studio import LabelStudio
 from luthier.corpus.shapes.native import Native
 from luthier.corpus.shapes.plain import Columns, PromptCompletion, Text
 from luthier.corpus.shapes.provenance import as_provenance
+from luthier.corpus.shapes.question_answer import QuestionAnswer
 from luthier.corpus.shapes.ranking import Rankings
 from luthier.corpus.shapes.run_export import RunExport
 from luthier.corpus.shapes.sharegpt import ShareGpt
-from luthier.corpus.shapes.thumbs import Thumbs
+from luthier.corpus.shapes.span_rows import Spans
+from luthier.corpus.shapes.thumbs import Thumbs, check_verdicts, is_judged
 from luthier.corpus.shapes.trl import Trl, TrlConversational
 from luthier.errors import DataError
+from luthier.recipe.columns import NAMES_OF
 from luthier.recipe.corpus import Input
 from luthier.records import Record, Source
 
 # In the order of detection: the most telling columns first, texts that anything may have last.
 DETECTED: tuple[RowShape, ...] = (
     Native(), RunExport(), LabelStudio(), Argilla(), ShareGpt(), HhRlhf(), Rankings(), Thumbs(), Chat(), Alpaca(),
-    PromptCompletion(), Trl(), Conll(), Columns(label="label"), Columns(),
+    PromptCompletion(), Trl(), Conll(), Spans(), Columns(label="label"), Columns(label="labels"), Columns(),
+    QuestionAnswer(),
 )  # fmt: skip
 SHAPES: dict[str, Shape] = {
     **{shape.name: shape for shape in DETECTED},
@@ -42,16 +48,24 @@ SHAPES: dict[str, Shape] = {
 AGREEING_SHARE, KNOWN_SHARE = 0.75, 0.5
 
 
-def detect(rows: Sequence[Row], file: str = "the file") -> Shape:
+def detect(rows: Sequence[Row], file: str = "the file", named: Collection[str] = ()) -> Shape:
     """The shape of a file's first rows. A row counts for the first shape, in the order of `DETECTED`, that it fits.
+
+    With `named` columns (those an input gives its own names), only shapes that read all of them count.
 
     Raises:
         DataError: most rows fit no shape, or they fit several.
     """
-    found = [next((shape for shape in DETECTED if shape.fits(row)), None) for row in rows]
+    shapes = [shape for shape in DETECTED if set(named) <= set(NAMES_OF.get(shape.name, ()))]
+    found = [next((shape for shape in shapes if shape.fits(row)), None) for row in rows]
     known = [shape for shape in found if shape is not None]
     if not rows or len(known) < KNOWN_SHARE * len(rows):
-        raise DataError(f"{file}: the rows are of no known format. {columns_found(rows)} {known_shapes()}")
+        check_verdicts(file, [row for row in rows if is_judged(row)])
+        if named:
+            raise DataError(f"{file}: {unread(named)} {columns_found(rows)} {known_shapes()}")
+        raise DataError(
+            f"{file}: the rows are of no known format. {columns_found(rows)}{proposal(rows)} {known_shapes()}"
+        )
     counts = Counter(id(shape) for shape in known)
     best, count = counts.most_common(1)[0]
     if count < AGREEING_SHARE * len(known):
@@ -59,35 +73,105 @@ def detect(rows: Sequence[Row], file: str = "the file") -> Shape:
         said = ", ".join(f'"{name}" ({count} rows)' for name, count in mixed.most_common())
         detail = f"{file}: the first rows are of several formats: {said}. {columns_found(rows)}"
         raise DataError(f"{detail} Part them into files, or set format to the one to read.")
-    return next(shape for shape in known if id(shape) == best)
+    shape = next(shape for shape in known if id(shape) == best)
+    check_scale(file, shape, rows)
+    return shape
+
+
+def check_scale(file: str, shape: Shape, rows: Sequence[Row]) -> None:
+    """Raise DataError where the first rows say how good an answer is by a scale instead of up and down."""
+    if shape.name == "thumbs":
+        check_verdicts(file, rows)
+    if shape.name == "trl":
+        check_verdicts(file, [{"label": row["label"]} for row in rows if has(row, "completion", "label")])
 
 
 def columns_found(rows: Sequence[Row]) -> str:
     """The columns of some rows, for error texts."""
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    listed = ", ".join(f'"{name}"' for name in names[:20])
-    return f"Columns found: {listed or 'none'}."
+    return f"Columns found: {shown(columns_of(rows)[:20]) or 'none'}."
 
 
 def known_shapes() -> str:
     """What there is to choose from, for error texts."""
     listed = "; ".join(f"{shape.name} ({shape.columns})" for shape in dict.fromkeys(SHAPES.values()))
-    return f"Known formats: {listed}. Rename the columns, or set format to columns and text to the text's column."
+    return f"Known formats: {listed}. Name the columns in `columns`, or set format to columns and text to the text's."
+
+
+def unread(named: Collection[str]) -> str:
+    """What is missing beside the columns that an input names, for error texts."""
+    shapes = [f"{name} ({', '.join(names)})" for name, names in NAMES_OF.items() if set(named) <= set(names)]
+    told = f"They belong to {' or '.join(shapes)}; name" if shapes else "Name"
+    return f"columns names {shown(list(named))}, and no format reads that alone. {told} what is missing too."
 
 
 def shape_for(settings: Input, rows: Sequence[Row], file: str = "the file") -> Shape:
     """The shape an input asks for: detected, by name, or columns under the names it gives.
 
     Raises:
-        DataError: nothing is detected, or the format is none of rows.
+        DataError: nothing is detected, the format is none of rows, or a column that is named is in no row.
     """
+    if rows:
+        check_columns(file, rows, settings.columns)
+        check_named(file, rows, settings)
+    if rows and (settings.columns or settings.tag_names):
+        made = [as_read(row, settings) for row in rows]
+        if settings.tag_names and not any(is_numbered(row, settings) for row in rows):
+            raise DataError(f"{file}: tag_names names tags by number, but no row has tags as numbers. Leave it out.")
+        rows = [row for row in made if not isinstance(row, Problem)]
+        if not rows and isinstance(made[0], Problem):
+            raise DataError(f"{file}: none of the first rows can be read. The first says: {made[0].detail}")
+    label = "label" if "label" in settings.columns else settings.label
     if settings.format == "columns" or (settings.format == "auto" and settings.label is not None):
-        return Columns(settings.text, settings.label)
+        return Columns(settings.text, label)
     if settings.format == "auto":
-        return Columns(settings.text) if settings.text != "text" else detect(rows, file)
+        return Columns(settings.text, label) if settings.text != "text" else detect_named(settings, rows, file)
     if settings.format not in SHAPES:
         raise DataError(f'{file}: the format "{settings.format}" is not one of rows. {known_shapes()}')
+    check_scale(file, SHAPES[settings.format], rows)
     return SHAPES[settings.format]
+
+
+def detect_named(settings: Input, rows: Sequence[Row], file: str) -> Shape:
+    """The shape of the rows; where other columns are in the way, that of the named ones alone."""
+    named = {name: name for name in settings.columns}
+    try:
+        return detect(rows, file, named)
+    except DataError:
+        alone = [{name: row[name] for name in named} for row in rows]
+        if not named:
+            raise
+        try:
+            return detect(alone, file, named)
+        except DataError:
+            pass
+        raise
+
+
+def as_read(row: Row, settings: Input) -> Row | Problem:
+    """A row under luthier's names, its tags under theirs."""
+    named = renamed(row, settings.columns, settings.join) if settings.columns else row
+    if isinstance(named, Problem) or not settings.tag_names:
+        return named
+    return with_tag_names(named, settings.tag_names)
+
+
+def is_numbered(row: Row, settings: Input) -> bool:
+    """Whether the tags of a row are numbers."""
+    named = as_read(row, settings.model_copy(update={"tag_names": []}))
+    return not isinstance(named, Problem) and numbered(named) is not None
+
+
+def check_named(file: str, rows: Sequence[Row], settings: Input) -> None:
+    """Raise DataError where a column that a setting names stands in none of the first rows."""
+    found = columns_of(rows)
+    plain = settings.format in ("auto", "columns")
+    text = plain and (settings.format == "columns" or settings.label is not None or settings.text != "text")
+    asked = [("text", settings.text if text and "text" not in settings.columns else None)]
+    asked += [("label", settings.label if plain else None), ("licence_column", settings.licence_column)]
+    asked += [("group", settings.group), ("date", settings.date)]
+    for setting, column in asked:
+        if column is not None and column not in found:
+            raise DataError(missing_column(file, setting, column, found))
 
 
 def read_shape(
@@ -100,7 +184,12 @@ def read_shape(
             yield Unreadable(source, row)
             continue
         chosen = chosen_source(row, source, settings) if settings else source
-        items = [chosen] if isinstance(chosen, Problem) else shape.read(row, chosen)
+        read = as_read(row, settings) if settings else row
+        items: Sequence[Record | Problem]
+        if isinstance(chosen, Problem) or isinstance(read, Problem):
+            items = [problem for problem in (chosen, read) if isinstance(problem, Problem)][:1]
+        else:
+            items = shape.read(read, chosen)
         for item in items:
             if isinstance(item, Problem):
                 yield Unreadable(source, item, row_text(row))

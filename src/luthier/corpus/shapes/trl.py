@@ -5,19 +5,22 @@
 | prompt | Prompt |
 | prompt, completion | Completion (texts), Conversation (turns) |
 | prompt, chosen, rejected | Preference |
-| chosen, rejected | Preference: what both begin with is the prompt |
+| chosen, rejected | Preference: what both begin with is the prompt, where no other column can be it |
 | prompt, completion, label | Rating |
 | messages | Conversation |
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from luthier.corpus.shapes.base import Row, RowShape, has, refuse_extras, text_in
 from luthier.corpus.shapes.checks import Refused
+from luthier.corpus.shapes.provenance import NAMES as PROVENANCE
 from luthier.corpus.shapes.thumbs import read_boolean
 from luthier.corpus.shapes.turns import (
+    asked,
     has_turns,
     parted,
     plain_answer,
@@ -29,6 +32,14 @@ from luthier.corpus.shapes.turns import (
 )
 from luthier.records import Completion, Conversation, Message, Preference, Prompt, Rating, Record, Source
 
+# names of a pair's prompt, and of its two answers, in the order in which they count
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input")
+PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_answer", "rejected_answer"))
+# texts of a row that are no prompt: what it is called, and where it comes from
+LABELS = {"id", "source", "dataset", "subset", "split", "category", "topic", "type", "task", "language", "lang",
+          "model", "system", "system_prompt", *(name for names in PROVENANCE.values() for name in names)}  # fmt: skip
+NO_PROMPT = re.compile(r".*_(id|uid|source|model|score|rating|type|category)")
+ANSWER_LIKE = re.compile("answer|response|completion|output|solution|chosen|rejected|preferred")
 INSTEAD = ' Write it as "trl_conversational".'
 
 
@@ -41,14 +52,14 @@ class Trl(RowShape):
 
     def fits(self, row: Row) -> bool:
         """A prompt with no other answer than TRL's, a pair, or messages."""
-        if has(row, "chosen", "rejected") or has_turns(row, "messages"):
+        if has(with_pair(row), "chosen", "rejected") or has_turns(row, "messages"):
             return True
-        others = ("answer", "response", "output", "answers", "responses", "completions", "text")
-        return isinstance(row.get("prompt"), str | list) and not any(has(row, name) for name in others)
+        return isinstance(row.get("prompt"), str | list) and not any(is_other(row, str(name)) for name in row)
 
     def records(self, row: Row, source: Source) -> list[Record]:
         """What the row's columns make of it."""
         refuse_extras(row)
+        row = with_pair(row)
         if has(row, "chosen") or has(row, "rejected"):
             return [read_pair(row, source)]
         if has(row, "messages"):
@@ -113,6 +124,20 @@ def weightless(turns: tuple[Message, ...]) -> list[dict[str, object]]:
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
+def is_other(row: Row, name: str) -> bool:
+    """Whether a column holds an answer, or a text, that is not TRL's."""
+    answer = name == "text" or (name != "completion" and ANSWER_LIKE.search(name) and not NO_PROMPT.fullmatch(name))
+    return bool(answer) and isinstance(row.get(name), str | list)
+
+
+def with_pair(row: Row) -> Row:
+    """The row with its two answers under `chosen` and `rejected`, whatever pair of names they have."""
+    names = next((names for names in PAIRS if any(has(row, name) for name in names)), PAIRS[0])
+    if names == PAIRS[0]:
+        return row
+    return {**row, **{ours: row.get(name) for ours, name in zip(PAIRS[0], names, strict=True)}}
+
+
 def read_pair(row: Row, source: Source) -> Preference:
     """A preference, its prompt in a column of its own or at the beginning of both answers."""
     for side in ("chosen", "rejected"):
@@ -121,21 +146,44 @@ def read_pair(row: Row, source: Source) -> Preference:
     if has_turns(row, "chosen") or has_turns(row, "rejected"):
         return turn_pair(row, source)
     chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
-    if has(row, "prompt"):
-        prompt = read_prompt(row["prompt"], "prompt")
-    else:
+    prompt = pair_prompt(row)
+    if prompt is None:
+        refuse_unread(row)
         text, chosen, rejected = shared_beginning(chosen, rejected)
         prompt = (Message("user", text),)
     return Preference(prompt, (Message("assistant", chosen),), (Message("assistant", rejected),), source)
+
+
+def pair_prompt(row: Row) -> tuple[Message, ...] | None:
+    """The prompt of a pair in a column of its own, an instruction with its input; None where there is none."""
+    name = next((name for name in PROMPTS if has(row, name)), None)
+    if name == "instruction" and isinstance(row.get("input"), str):
+        return (Message("user", asked(text_in(row, name), text_in(row, "input"))),)
+    return None if name is None else read_prompt(row[name], name)
+
+
+def refuse_unread(row: Row) -> None:
+    """Raise Refused where a text stands beside two answers without a prompt: it may be the prompt."""
+    answers = {name for names in PAIRS for name in names}
+    found = [name for name, value in row.items() if isinstance(value, str) and value.strip() and name not in answers]
+    found = [name for name in found if name not in LABELS and not NO_PROMPT.fullmatch(name)]
+    if found:
+        names = ", ".join(f'"{name}"' for name in found)
+        raise Refused(
+            "no_prompt",
+            f"which column is the prompt of chosen and rejected? Name it (columns: {{prompt: {found[0]}}}), or call it "
+            f"prompt. Texts beside them: {names}.",
+        )
 
 
 def turn_pair(row: Row, source: Source) -> Preference:
     """A preference whose answers are turns. They may repeat the prompt; then it must be the one of its column."""
     chosen, rejected = read_turns(row["chosen"], "chosen"), read_turns(row["rejected"], "rejected")
     if chosen[:1] and rejected[:1] and (chosen[0].role, rejected[0].role) == ("assistant", "assistant"):
-        if not has(row, "prompt"):
+        given = pair_prompt(row)
+        if given is None:
             raise Refused("no_prompt", "chosen and rejected begin with the assistant, and there is no prompt column.")
-        return Preference(read_prompt(row["prompt"], "prompt"), chosen, rejected, source)
+        return Preference(given, chosen, rejected, source)
     prompt, chosen, rejected = parted(chosen, rejected)
     if has(row, "prompt") and not agrees(row["prompt"], prompt):
         raise Refused("prompt_differs", "the prompt column is not what chosen and rejected begin with.")

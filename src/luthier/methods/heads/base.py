@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as ManyOf
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from luthier.corpus.fold import row_key
+from luthier.corpus.labels import listed_labels
 from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of, kind_of
 from luthier.errors import DataError, did_you_mean
@@ -18,6 +23,7 @@ from luthier.methods.heads.texts import text_sequences
 from luthier.prompts import Dialogue
 from luthier.records import Labelled, Record
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 UNKNOWN = -1  # gold of a held-out row whose label no training row has
 HEAD_DEVIATION = 0.02  # of a fresh head's weights
 SHOWN = 5
@@ -26,9 +32,28 @@ SHOWN = 5
 def labelled(record: Record, method: str) -> Labelled | Problem:
     """The record, if it is a text with a label."""
     if isinstance(record, Labelled):
-        return record
+        several = None if method == "multilabel" else listed_labels(record.label)
+        if several is None:
+            return record
+        if len(several) == 1:
+            return relabelled(record, several[0])
+        found = ", ".join(f'"{label}"' for label in several) or "none"
+        return Problem(
+            "several_labels", f"the text has {len(several)} labels ({found}); {method} takes one. Use multilabel."
+        )
     advice = "Name the label's column: data.train: {path: FILE, label: COLUMN}."
     return Problem("wrong_kind", f"a {kind_of(record)} has no label; {method} takes labelled texts. {advice}")
+
+
+def as_number(text: str) -> float | None:
+    """A finite number written with digits and a point; None for any other text."""
+    number = float(text) if NUMBER.fullmatch(text.strip()) else math.inf
+    return number if math.isfinite(number) else None
+
+
+def relabelled(row: Labelled, label: str) -> Labelled:
+    """The row with its label in another spelling."""
+    return row if label == row.label else replace(row, label=label, key=row_key(row.text, label))
 
 
 def known(label: str, labels: ManyOf[str], where: str) -> Problem | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.corpus.labels import listed_labels
 from luthier.corpus.lines import Problem
 from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores
 from luthier.methods.heads import base, losses
@@ -35,7 +36,7 @@ class MultiLabelHead:
     needs_reference: bool = False
 
     def accept(self, record: Record) -> list[Labelled] | Problem:
-        """Labelled texts whose labels, parted by the separator, are the settings' where they name some."""
+        """Labelled texts whose labels, a list or parted by the separator, are the settings' where they name some."""
         row = base.labelled(record, self.name)
         if isinstance(row, Problem):
             return row
@@ -46,6 +47,9 @@ class MultiLabelHead:
         """The labels of a row; the word for none gives none."""
         if row.label.strip() == self.settings.none:
             return set()
+        parts = listed_labels(row.label)
+        if parts is not None:
+            return {*parts} - {self.settings.none, ""}
         return {part.strip() for part in row.label.split(self.settings.separator) if part.strip()}
 
     def fitted(self, rows: ManyOf[Labelled]) -> MultiLabelHead:

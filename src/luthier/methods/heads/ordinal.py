@@ -59,7 +59,14 @@ class OrdinalHead:
         row = base.labelled(record, self.name)
         if isinstance(row, Problem):
             return row
+        row = base.relabelled(row, self.spelled(row.label))
         return base.known(row.label, self.labels, "method.labels") or [row]
+
+    def spelled(self, label: str) -> str:
+        """A label as the settings spell it: of numbers, 1.0 is 1."""
+        number = base.as_number(label)
+        same = [known for known in self.labels if number is not None and base.as_number(known) == number]
+        return same[0] if label not in self.labels and len(same) == 1 else label
 
     def fitted(self, rows: ManyOf[Labelled]) -> OrdinalHead:
         """Itself; the order is the settings'."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
@@ -21,7 +20,22 @@ from luthier.prompts import Dialogue
 from luthier.recipe.methods import Regress
 from luthier.records import Labelled, Record
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# 1,500 may be fifteen hundred or one and a half; 1,500.00 and 1,500,000 are clear, and so are 1.500,00 and 3,5
+GROUP_OR_DECIMALS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
+GROUPED = {
+    ",": re.compile(r"[+-]?[1-9]\d{0,2}((,\d{3})+\.\d*|(,\d{3}){2,})", re.ASCII),
+    ".": re.compile(r"[+-]?[1-9]\d{0,2}((\.\d{3})+,\d*|(\.\d{3}){2,})", re.ASCII),
+}
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+
+
+def plain_number(text: str) -> str:
+    """A number without what parts its thousands and with a decimal point, where no two readings are possible."""
+    if GROUPED[","].fullmatch(text):
+        return text.replace(",", "")
+    if GROUPED["."].fullmatch(text):
+        return text.replace(".", "").replace(",", ".")
+    return text.replace(",", ".") if DECIMAL_COMMA.fullmatch(text) and not GROUP_OR_DECIMALS.fullmatch(text) else text
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,14 @@ class RegressHead:
         row = base.labelled(record, self.name)
         if isinstance(row, Problem):
             return row
-        if not NUMBER.fullmatch(row.label.strip()) or not math.isfinite(float(row.label)):
+        number = plain_number(row.label.strip())
+        if GROUP_OR_DECIMALS.fullmatch(row.label.strip()):
+            detail = f'the label "{row.label}" may be {number.replace(",", "")} or {number.replace(",", ".")}'
+            return Problem("not_a_number", f"{detail}. Write the one that is meant, without the comma.")
+        if base.as_number(number) is None:
             advice = "Write it like 3.5 or -2e-3. For labels use classify; for labels in an order use ordinal."
             return Problem("not_a_number", f'the label "{row.label}" is no number, which regress needs. {advice}')
-        return [row]
+        return [base.relabelled(row, number)]
 
     def fitted(self, rows: ManyOf[Labelled]) -> RegressHead:
         """With the mean and the deviation of the training rows' numbers."""
