@@ -130,7 +130,7 @@ def beginning(row: Any) -> str:
 
 def said(messages: Iterable[Message]) -> str:
     """Turns as one text."""
-    return "\n".join(message.content for message in messages)
+    return "\n".join(text for message in messages for text in message.said)
 
 
 def columns(rows: list[Any]) -> RowColumns:

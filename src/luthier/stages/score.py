@@ -120,4 +120,4 @@ def answers_of(dialogue: Dialogue, row: Record) -> list[tuple[Turns, Turns]]:
 
 def said(turns: Turns) -> str:
     """What the assistant says in an answer."""
-    return "\n".join(turn.content for turn in turns if turn.role == "assistant")
+    return "\n".join(text for turn in turns if turn.role == "assistant" for text in turn.said if text)
