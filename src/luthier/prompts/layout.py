@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.errors import ModelError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,15 @@ class Layout:
         """The template's source, part of every content hash."""
         return str(self.tokenizer.chat_template or "plain: {content} blank line {answer} end-of-text")
 
-    def render(self, messages: Sequence[Message], ask: bool) -> str:
-        """The whole conversation as text; with `ask` it ends where the model's answer begins."""
+    def render(self, messages: Sequence[Message], ask: bool, tools: Sequence[Any] | None = None) -> str:
+        """The whole conversation as text; with `ask` it ends where the model's answer begins. `tools`: definitions."""
         if not self.has_template:
             return self._plain(messages, ask)
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+            given = {"tools": list(tools)} if tools else {}
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **given)
+            )
         except Exception as error:
             raise ModelError(f"the model's chat template failed on this conversation: {error}") from error
 
