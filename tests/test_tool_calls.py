@@ -247,3 +247,23 @@ def test_a_thought_and_a_call_in_channels():
         '<c>analysis<m>I look.<e><s>assistant<c>to=look<m>{"city": "Cremona", "n": 2}<call>',
         "<c>final<m>It is warm.<e>",
     ]
+
+
+@pytest.mark.parametrize("template", [HYBRID, THINKS])
+def test_where_earlier_thoughts_are_dropped_each_answer_is_learnt_behind_its_own_prompt(template):
+    prompt = dialogue(template)
+    first, last = Message("assistant", "yes", 0.5, reasoning="hmm"), Message("assistant", "no", reasoning="oh")
+    row = Conversation((QUESTION, first, QUESTION, last), SOURCE)
+    (example,) = ConversationSft().view(prompt, [row])
+    texts = [prompt.tokenizer.decode([s.tokens[target] for target in s.targets]) for s in example.sequences]
+    wanted = [WHOLE, "<think>\noh\n</think>\n\nno<|im_end|>"]
+    assert texts == [text.removeprefix("<think>\n") if template == THINKS else text for text in wanted]
+    assert [set(sequence.weights) for sequence in example.sequences] == [{0.5}, {1.0}]
+    asked = prompt.encode_prompts([row.messages[:1], row.messages[:3]])
+    for tokens, sequence in zip(asked, example.sequences, strict=True):
+        assert sequence.tokens[: sequence.targets[0]] == tokens, "what the model is asked with"
+    assert "hmm" not in prompt.tokenizer.decode(example.sequences[1].tokens)
+    batch = ConversationSft().view(prompt, [row, Conversation(row.messages[:2], SOURCE)])
+    assert batch[0] == example and len(batch[1].sequences) == 1
+    with pytest.raises(PromptError):
+        ConversationSft(may_part=False).view(prompt, [row])
