@@ -111,7 +111,7 @@ class Dialogue:
     def render(self, turns: Sequence[Message], ask: bool) -> str:
         """The conversation as text; with `ask` it ends where the model's answer begins."""
         if self.templated:
-            template = self.layout.template
+            template = self.layout.source
             try:
                 return self.layout.render(as_dicts(spelled(turns, template), template), ask, tools_in(turns))
             except PromptError:
@@ -164,7 +164,7 @@ class Dialogue:
     ) -> list[tuple[tuple[int, ...], tuple[Turn, ...]]]:
         """The same for a few conversations, tokenised together with the prompt of each of their turns."""
         if self.templated:
-            conversations = [spelled(turns, self.layout.template) for turns in conversations]
+            conversations = [spelled(turns, self.layout.source) for turns in conversations]
         rendered = [self.render(turns, ask=False) for turns in conversations]
         for turns, text in zip(conversations, rendered, strict=True):
             self.refuse_losses(turns, text, ask=False)

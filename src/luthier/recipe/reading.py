@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from luthier.errors import RecipeError
+from luthier.recipe.template import read_templates
 
 PATH_KEYS = ("data.train", "data.test")
 ALIAS_IN_ITSELF = "an alias (*name) stands inside what it names (&name). Write it out."
@@ -34,7 +35,9 @@ def read_values(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], l
     anchor_paths(values, folder)
     if isinstance(values.get("model"), str):
         values["model"] = anchored_model(values["model"], folder, Path.cwd())
-    return values, twice + apply_overrides(values, overrides)
+    problems = twice + apply_overrides(values, overrides)
+    read_templates(values, folder, Path.cwd())
+    return values, problems
 
 
 class Loader(yaml.SafeLoader):
