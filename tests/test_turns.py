@@ -1,6 +1,7 @@
 """What rows say beside role and content: system columns, train flags, reasoning, tools and their calls."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -203,3 +204,11 @@ def test_in_parquet_tools_are_text_so_that_they_stay_as_they_are(tmp_path):
     read = [list(read_input(Input(path=str(tmp_path / name)), LIMITS)) for name in ("a.jsonl", "b.parquet")]
     assert [row.messages for row in read[0]] == [row.messages for row in read[1]]
     assert json.loads(read[1][1].messages[0].tools) == [{"type": "function", "function": other}]
+
+
+def test_columns_that_nobody_reads_are_counted(tmp_path):
+    lines = [{"messages": [ASKED, ANSWERED], "system": "Be kind.", "licence": "MIT", "persona": "Ann", "id": None}] * 2
+    write_table(tmp_path / "a.jsonl", [*lines, {"messages": [ASKED], "persona": "Ann"}], "jsonl")
+    unread = Counter()
+    read = list(read_input(Input(path=str(tmp_path / "a.jsonl")), LIMITS, unread))
+    assert len(read) == 3 and unread == {"persona": 2}, "of rows that could be read"

@@ -185,7 +185,7 @@ class StageRun:
     def settings_texts(self) -> dict[str, Any]:
         """What serving needs beside the adapter, by file."""
         texts: dict[str, Any] = {"dialogue.json": self.stage.prompt.model_dump()}
-        left = None if self.stage.method.kind in SILENT else template_left(self.prompt)
+        left = None if self.method.name in SILENT else template_left(self.prompt)
         texts |= {TEMPLATE_FILE: left} if left is not None else {}
         told = self.method.described() if isinstance(self.method, Described) else self.scale
         return {**texts, METHOD_FILE: told} if told else texts

@@ -35,7 +35,7 @@ def read_call(value: object, what: str) -> Call:
         raise Refused("bad_call", f'{what} has no name of a function. Write {{"name": ..., "arguments": ...}}.')
     if id_ is not None and not isinstance(id_, str):
         raise Refused("bad_call", f"{what}: its id is {type_name(id_)}; it must be a text.")
-    given = next((inner[key] for key in ("arguments", "args", "parameters") if inner.get(key) is not None), {})
+    given: Any = next((inner[key] for key in ("arguments", "args", "parameters") if inner.get(key) is not None), {})
     if given == "":
         given = {}
     return Call(name, given if isinstance(given, str) else json.dumps(given, ensure_ascii=False), id_)

@@ -90,17 +90,51 @@ def shape_for(settings: Input, rows: Sequence[Row], file: str = "the file") -> S
     return SHAPES[settings.format]
 
 
+class Noticing(Mapping[str, object]):
+    """A row that remembers which of its columns were asked for."""
+
+    def __init__(self, row: Row):
+        self.row, self.read = row, set[str]()
+
+    def __getitem__(self, name: str) -> object:
+        self.read.add(name)
+        return self.row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(self.row)
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def unread(self) -> list[str]:
+        """Columns that hold something and were not asked for."""
+        return [name for name, value in self.row.items() if name not in self.read and value not in (None, "", [], {})]
+
+
 def read_shape(
-    rows: Iterable[tuple[int, Row | Problem]], shape: Shape, file: str, settings: Input | None = None
+    rows: Iterable[tuple[int, Row | Problem]],
+    shape: Shape,
+    file: str,
+    settings: Input | None = None,
+    unread: Counter[str] | None = None,
 ) -> Iterator[Record | Unreadable]:
-    """Numbered rows through a shape. The input's columns for licence, group and date count before a row's own."""
+    """Numbered rows through a shape. The input's columns for licence, group and date count before a row's own.
+
+    `unread` counts, by column, the rows that were read without it.
+    """
     for number, row in rows:
         source = Source(file, number)
         if isinstance(row, Problem):
             yield Unreadable(source, row)
             continue
+        if unread is not None:
+            row = Noticing(row)
         chosen = chosen_source(row, source, settings) if settings else source
         items = [chosen] if isinstance(chosen, Problem) else shape.read(row, chosen)
+        if isinstance(row, Noticing) and unread is not None and not any(isinstance(item, Problem) for item in items):
+            unread.update(row.unread)
         for item in items:
             if isinstance(item, Problem):
                 yield Unreadable(source, item, row_text(row))

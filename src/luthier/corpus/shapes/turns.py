@@ -57,7 +57,7 @@ def read_weight(turn: Row, what: str) -> float:
         raise Refused("bad_weight", f"{what}: train and training must be true or false, and say the same.")
     weight = turn.get("weight")
     if weight is None:
-        return float(flags[0]) if flags else 1.0
+        return 1.0 if not flags or flags[0] else 0.0
     if flags and bool(weight) != flags[0]:
         raise Refused("bad_weight", f"{what} has the weight {weight!r}, but says that train is {flags[0]}.")
     return cast("float", weight)
