@@ -259,7 +259,12 @@ def test_chat_preference():
     assert SHAPES["chat"].write(expected) == row
 
 
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+def calling(*calls):
+    return {"role": "assistant", "content": None, "tool_calls": list(calls)}
+
+
+CALL = calling({"function": {"name": "f", "arguments": "{}"}})
+BROKEN_CALL = calling({"function": {"name": "f", "arguments": "[1"}})
 
 
 @pytest.mark.parametrize(
@@ -276,7 +281,15 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         ([turn("user", " \n")], "empty_text: turn 1 (user) is empty. Write one, or remove the row."),
         ([turn("user", "\ud800")], "encoding: turn 1 (user) holds half a character (a lone \\ud... escape)."),
         ([turn("user", [{"type": "image_url", "image_url": "x"}])], 'not_text: "messages" turn 1 holds a part of type "image_url"; only text parts can be read. Remove the part, or the row.'),
-        ([ASKED, CALL], 'tool_calls: "messages" turn 2 calls a tool, and a record\'s turns hold text only. Write the call into its content as your chat template spells it, or remove the row.'),
+        ([ASKED, calling("f")], 'bad_call: "messages" turn 2: call 1 is a text; it must be an object with a function.'),
+        ([ASKED, calling({"function": {}})], 'bad_call: "messages" turn 2: call 1 has no name of a function. Write {"name": ..., "arguments": ...}.'),
+        ([ASKED, calling({"id": 5, "function": {"name": "f"}})], 'bad_call: "messages" turn 2: call 1: its id is a number; it must be a text.'),
+        ([ASKED, BROKEN_CALL], "bad_call: turn 2: the arguments of \"f\" are no JSON object: '[1'. Mend them, or remove the row."),
+        ([{**CALL, "role": "user"}, ANSWERED], "bad_call: turn 1 calls a tool, but it is the user's. Only the assistant's turns may."),
+        ([{**ASKED, "reasoning_content": "hm"}, ANSWERED], "bad_reasoning: turn 1 has a reasoning, but it is the user's. Only the assistant's turns may."),
+        ([ASKED, {**ANSWERED, "thinking": ["hm"]}], 'bad_reasoning: "messages" turn 2: "thinking" must be a text, and one only.'),
+        ([ASKED, turn("assistant", "a", train="no")], 'bad_weight: "messages" turn 2: train and training must be true or false, and say the same.'),
+        ([ASKED, turn("assistant", "a", train=False, weight=1)], 'bad_weight: "messages" turn 2 has the weight 1, but says that train is False.'),
         ([ASKED, ANSWERED, ANSWERED], "turn_order: turns 2 and 3 are both the assistant's. Join them, or remove one."),
         ([ASKED, ASKED, ANSWERED], "turn_order: turns 1 and 2 are both the user's. Join them, or remove one."),
         ([ASKED, turn("system", "a"), ANSWERED], "turn_order: turn 2 is the system's, which may only stand at the start."),
@@ -293,10 +306,14 @@ def test_chat_refusals(messages, expected):
     assert refused("chat", {"messages": messages}) == expected
 
 
-def test_rows_with_tools_or_pictures_are_refused():
+def test_rows_with_broken_tools_or_pictures_are_refused():
     row = {"messages": [ASKED, ANSWERED]}
     assert refused("chat", {**row, "tools": [{"type": "function"}]}) == (
-        'tool_calls: the row defines tools ("tools"), which a record cannot hold. Remove them, or the row.'
+        'bad_tools: "tools" entry 1 is no definition of a function: {"name": ..., "parameters": ...}.'
+    )
+    assert refused("chat", {**row, "tools": "find(x)"}) == 'broken_json: "tools": a text that is not JSON.'
+    assert refused("chat", {**row, "tools": "5"}) == (
+        'bad_tools: "tools" is a number; it must be a list of tool definitions.'
     )
     assert refused("chat", {**row, "images": ["x.png"]}) == (
         'not_text: the row has "images"; only text can be read. Remove it, or the row.'

@@ -476,7 +476,7 @@ def test_every_answer_of_a_run():
         (run(outputs={"choices": []}), "no_answer: the run has no answer."),
         (run(outputs={"output": 5}), "wrong_type: the run's output is a number; it must be a text or a message."),
         (run(inputs={"input": 5}), "wrong_type: the run's input is a number; it must be a text or messages."),
-        (run(outputs={"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [{}]}}]}), 'tool_calls: "outputs.choices" turn 1 calls a tool, and a record\'s turns hold text only. Write the call into its content as your chat template spells it, or remove the row.'),
+        (run(outputs={"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [{}]}}]}), 'bad_call: "outputs.choices" turn 1: call 1 has no name of a function. Write {"name": ..., "arguments": ...}.'),
         (run(inputs={"messages": [langchain("RemoveMessage", "x")]}), 'unknown_role: "inputs.messages" turn 1 has the role "remove". Known: system, user (human), assistant (gpt), tool.'),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from luthier.corpus.wire import KINDS
 from luthier.errors import DataError
 from luthier.recipe.corpus import Input
 from luthier.records import (
+    Call,
     Completion,
     Conversation,
     Document,
@@ -47,6 +48,18 @@ SOURCES = st.builds(
 )
 
 
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | ANY_TEXT, lambda inner: st.lists(inner, max_size=2))
+ARGUMENTS = st.dictionaries(ANY_TEXT, JSON, max_size=2).map(lambda value: json.dumps(value, ensure_ascii=False))
+CALLS = st.lists(st.builds(Call, NAMES, ARGUMENTS, st.none() | NAMES), min_size=1, max_size=2).map(tuple)
+CALLING = st.tuples(
+    st.builds(Message, st.just("assistant"), ANY_TEXT, reasoning=ANY_TEXT, calls=CALLS),
+    st.builds(Message, st.just("tool"), ANY_TEXT, name=ANY_TEXT, call_id=ANY_TEXT),
+)
+TOOLS = st.lists(NAMES, min_size=1, max_size=2).map(
+    lambda names: json.dumps([{"type": "function", "function": {"name": name}} for name in names], ensure_ascii=False)
+)
+
+
 @st.composite
 def dialogues(draw, ends="assistant"):
     """Turns as a conversation may have them, ending with one role."""
@@ -56,7 +69,10 @@ def dialogues(draw, ends="assistant"):
         turns.append(Message("assistant", draw(TEXTS), draw(st.sampled_from([1.0, 0.0, 0.5]))))
         if draw(st.booleans()):
             turns += [Message("tool", draw(TEXTS)), Message("assistant", draw(TEXTS))]
+        if draw(st.booleans()):
+            turns += [Message("user", draw(TEXTS)), *draw(CALLING), Message("assistant", draw(TEXTS))]
     turns.append(Message("user", draw(TEXTS)))
+    turns[0] = replace(turns[0], tools=draw(st.just("") | TOOLS))
     return (*turns, Message("assistant", draw(TEXTS))) if ends == "assistant" else tuple(turns)
 
 
@@ -109,18 +125,20 @@ RECORDS = {
     Tagged: tagged(),
 }  # fmt: skip
 NO_PLACE = {
-    "trl": {"several_turns"},
-    "sharegpt": {"several_turns"},
-    "hh_rlhf": {"unknown_role", "bad_weight", "marks_in_text"},
-    "label_studio": {"several_turns", "bad_tag", "no_annotation"},
-    "argilla": {"several_turns", "bad_tag"},
+    "trl": {"several_turns", "tool_calls"},
+    "sharegpt": {"several_turns", "tool_calls", "reasoning"},
+    "hh_rlhf": {"unknown_role", "bad_weight", "marks_in_text", "tool_calls"},
+    "label_studio": {"several_turns", "bad_tag", "no_annotation", "tool_calls"},
+    "argilla": {"several_turns", "bad_tag", "tool_calls"},
+    "thumbs": {"tool_calls"},
+    "ranking": {"tool_calls"},
     "spans": {"bad_tag"},
 }
 CASES = [(name, kind) for name, shape in SHAPES.items() for kind in shape.kinds if name != "text"]
 
 
 def spoken(turns):
-    return [(turn.role, turn.content) for turn in turns]
+    return [(turn.role, turn.said, turn.name, turn.call_id, turn.tools) for turn in turns]
 
 
 def meaning(record):
@@ -176,7 +194,15 @@ def test_conll_text_is_read_back(record):
 def test_a_converted_record_keeps_the_rules_and_its_provenance(record, to):
     made = convert(record, to)
     if isinstance(made, Problem):
-        assert made.reason in {"no_conversion", "several_turns", "disliked", "same_answers", "turn_order", "empty_text"}
+        assert made.reason in {
+            "no_conversion",
+            "several_turns",
+            "disliked",
+            "same_answers",
+            "turn_order",
+            "empty_text",
+            "tool_calls",
+        }
         return
     for item in made:
         assert type(item) is KINDS[to]
@@ -194,7 +220,7 @@ COLUMN_NAMES = [
     "choices", "labels", "start", "end", "selected", "fields", "suggestions", "metadata", "inputs", "outputs", "generations",
     "message", "kwargs", "id", "run_type", "trace_id", "start_time", "feedback", "extra", "kind", "source", "file", "line",
     "key", "good", "answer", "preferred_output", "transcript", "a.responses", "a.responses.status", "a.suggestion", "date",
-    "licence", "group", "question", "solution", "spans", "entities", "tokens", "chosen_response", "tool_calls", "values", "status", "globalOffsets", "additional_kwargs",
+    "licence", "group", "question", "solution", "spans", "entities", "tokens", "chosen_response", "tool_calls", "tools", "function", "name", "arguments", "reasoning_content", "train", "tool_call_id", "values", "status", "globalOffsets", "additional_kwargs",
 ]  # fmt: skip
 WORDS = [
     "user",

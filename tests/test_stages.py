@@ -288,7 +288,9 @@ def test_what_a_result_holds(done):
     assert sft["verdict"].startswith(
         f"too few rows: bits per byte {value['before']['value']:.4g} -> {value['after']['value']:.4g} ("
     )
-    assert json.loads((Path(sft["adapter"]) / "dialogue.json").read_text()) == {"layout": "chat", "system": ""}
+    assert json.loads((Path(sft["adapter"]) / "dialogue.json").read_text()) == {
+        "template": "", "template_arguments": {}, "layout": "chat", "system": "",
+    }  # fmt: skip
     assert parse_stages(yaml.safe_load(result["recipe"])).stages[1].method.kind == "sft"
 
 

@@ -15,6 +15,7 @@ from luthier.errors import RunError
 from luthier.files import new_folder
 from luthier.models import load_model, save_model
 from luthier.predictor import PROMPT_FILE, is_of_stages
+from luthier.prompts.templates import FILE as TEMPLATE_FILE
 from luthier.runtime import set_up_torch
 from luthier.stages.answer import merged_below, read_result, stage_folder, stage_number
 from luthier.training.learner import HEAD_FILE
@@ -27,7 +28,8 @@ def merge(run: str | Path, out: str | Path, stage: str | None = None, dtype: str
 
     `run` is the folder of `luthier run` or `luthier train`; of the latter, `stage` names which (by default the last).
     `dtype`: float32 is exact; bfloat16 and float16 halve the files and round the weights. A head is copied beside the
-    weights; the model folder itself answers as a language model.
+    weights; the model folder itself answers as a language model. The chat template that the stage was trained with
+    takes the place of the model's own.
 
     Returns what was done, as plain values. Raises RunError where the run has no adapter, another model lies where its
     model was, or `out` holds something; ModelError where an adapter of its kind cannot be folded.
@@ -50,6 +52,8 @@ def merge(run: str | Path, out: str | Path, stage: str | None = None, dtype: str
     folded(model.model, adapter)
     with new_folder(target) as aside:
         save_model(model, aside, DTYPES[dtype])
+        if (adapter / TEMPLATE_FILE).is_file():
+            shutil.copy2(adapter / TEMPLATE_FILE, aside / TEMPLATE_FILE)
         if (adapter / HEAD_FILE).is_file():
             shutil.copy2(adapter / HEAD_FILE, aside / HEAD_FILE)
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))

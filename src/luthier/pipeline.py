@@ -26,16 +26,18 @@ from luthier.evaluation.arms import (
 )
 from luthier.evaluation.arms.base import Floats
 from luthier.evaluation.prior import check_enough, label_shares, prior_shares, with_prior
-from luthier.files import check_folder, new_folder, write_checksums, write_json
+from luthier.files import check_folder, new_folder, write_checksums, write_json, write_text
 from luthier.fitting import Fitting, best_folder
 from luthier.forest.forward import choose_backend, set_backend
 from luthier.models import LoadedModel, load_model, public_name, token_counter
 from luthier.predictor import PRIOR_FILE, describe_prior, describe_prompt
 from luthier.processes import first_goes_first, is_first, wait
 from luthier.progress import Listener, Silent
-from luthier.prompts import ClassifyPrompt, Layout
+from luthier.prompts import ClassifyPrompt, Dialogue, layout_of, template_left
+from luthier.prompts.templates import FILE as TEMPLATE_FILE
 from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
 from luthier.recipe.reading import RecipeSource
+from luthier.recipe.template import ChatTemplate
 from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.records import Ledger, Outcome, Prediction
 from luthier.report.data_page import write_data_page
@@ -105,7 +107,7 @@ class Pipeline:
     @cached_property
     def prompt(self) -> ClassifyPrompt:
         """The task's prompt on this model."""
-        layout = Layout(self.model.tokenizer)
+        layout = layout_of(self.model.tokenizer, self.recipe.prompt)
         if not layout.has_template:
             self.listener.say(
                 f'model "{self.recipe.model}" has no chat template: prompts use a plain layout '
@@ -333,6 +335,8 @@ class Pipeline:
                     self.tuned_prompt, self.recipe, self.model.sha256, classifier.temperature, self.train_shares
                 ),
             )
+            if self.recipe.prompt != ChatTemplate():
+                write_text(aside / TEMPLATE_FILE, template_left(Dialogue(self.prompt.layout)) or "")
         return value
 
     def run_generated(self) -> dict[str, Any]:

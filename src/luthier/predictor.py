@@ -105,6 +105,7 @@ def describe_prompt(
         "instruction": prompt.instruction,
         "lists_labels": prompt.lists_labels,
         "template": prompt.layout.template,
+        "prompt": recipe.prompt.model_dump(),
         "prompt_key": prompt.key,
         "model": recipe.model,
         "precision": recipe.precision,
@@ -185,7 +186,8 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     from luthier.adapters import needs_exact_weights
     from luthier.evaluation.arms import Classifier
     from luthier.models import load_model
-    from luthier.prompts import ClassifyPrompt, Layout
+    from luthier.prompts import ClassifyPrompt, layout_of
+    from luthier.recipe.template import as_settings
     from luthier.runtime import set_up_torch
     from luthier.training.learner import load_learner
 
@@ -197,7 +199,8 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
             f"(sha256 {model.sha256[:12]}, trained on {stored['model_sha256'][:12]}). Fetch that model again."
         )
     task = Task.model_validate(stored["task"])
-    prompt = ClassifyPrompt(task, Layout(model.tokenizer), stored["instruction"], (), stored["lists_labels"])
+    layout = layout_of(model.tokenizer, as_settings(stored.get("prompt")))
+    prompt = ClassifyPrompt(task, layout, stored["instruction"], (), stored["lists_labels"])
     if prompt.key != stored["prompt_key"]:
         raise RunError(
             f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again."

@@ -60,12 +60,37 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of a tool: its name, the text of a JSON object of arguments, and the id that its result may name."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn. `weight` 0 keeps an assistant's turn from being trained on."""
+    """One turn. `weight` 0 keeps an assistant's turn from being trained on.
+
+    The assistant's: `reasoning` is what it thinks before `content`, `calls` are the tools that it calls after it;
+    beside calls the content may be empty. A tool's: `name` is its own, `call_id` names the call that it answers.
+    The first turn's: `tools` defines the tools that there are, as the text of a JSON list.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     weight: float = 1.0
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    name: str = ""
+    call_id: str = ""
+    tools: str = ""
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Everything that the turn says: two turns of one role that say the same are the same to a model."""
+        calls = [text for call in self.calls for text in (call.name, call.arguments)]
+        return (self.content, *([self.reasoning] if self.reasoning else []), *calls)
 
 
 @dataclass(frozen=True)

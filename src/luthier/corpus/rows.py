@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -105,9 +106,14 @@ def table_rows(path: Path, source: Input, limits: Limits, block: Block | None = 
 
 
 def read_file(
-    path: Path, source: Input, reading: Reading, limits: Limits, block: Block | None = None
+    path: Path,
+    source: Input,
+    reading: Reading,
+    limits: Limits,
+    block: Block | None = None,
+    unread: Counter[str] | None = None,
 ) -> Iterator[Record | Unreadable]:
-    """The records of one file, with the input's provenance, and what could not be read."""
+    """The records of one file, with the input's provenance, and what could not be read. `unread` counts columns."""
     name = shown_name(path, source)
     if reading.shape == DOCUMENT:
         for document in read_documents(path, limits.file_bytes, name):
@@ -122,7 +128,7 @@ def read_file(
         numbered = ((cell.line, cell.problem or cell.values or {}) for cell in cells)
         yield from read_shape(numbered, Columns(TEXT, LABEL), name, source)
         return
-    yield from read_shape(table_rows(path, source, limits, block), reading.as_shape(), name, source)
+    yield from read_shape(table_rows(path, source, limits, block), reading.as_shape(), name, source, unread)
 
 
 def has_labels(path: Path, source: Input, limits: Limits) -> bool:
@@ -134,10 +140,10 @@ def has_labels(path: Path, source: Input, limits: Limits) -> bool:
     return all(0 < len(label) <= LABEL_CHARS for label in labels) and len(set(labels)) < len(labels)
 
 
-def read_input(source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
-    """The records of all files of an input, one after the other."""
+def read_input(source: Input, limits: Limits, unread: Counter[str] | None = None) -> Iterator[Record | Unreadable]:
+    """The records of all files of an input, one after the other; `unread` counts rows by column nobody asked for."""
     for path in find_files(source.path):
-        yield from read_file(path, source, find_reading(path, source, limits), limits)
+        yield from read_file(path, source, find_reading(path, source, limits), limits, unread=unread)
 
 
 def readable(source: Input, limits: Limits) -> Iterator[Record]:

@@ -12,12 +12,13 @@ from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Example
 from luthier.methods.likelihood import Likelihood
-from luthier.prompts import Dialogue, Turn
+from luthier.prompts import Dialogue, PromptError, Turn
 from luthier.prompts.dialogue import Written, learnt, special_tokens
 from luthier.recipe.methods import Sft
 from luthier.records import Completion, Conversation, Instruction, Message, Preference, Rating, Record, Sequence
 
 Talk = Conversation | Completion | Instruction | Rating
+Encoded = tuple[tuple[int, ...], tuple[Turn, ...]]  # tokens, and the answers in them
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ConversationSft(Likelihood):
     primary: str = "bits_per_byte"
     higher_is_better: bool = False
     needs_reference: bool = False
+    may_part: bool = True  # a row may be several sequences, one for each answer
 
     def accept(self, record: Record) -> list[Talk] | Problem:
         """Conversations, instructions, completions, and answers that were rated good or preferred."""
@@ -62,26 +64,48 @@ class ConversationSft(Likelihood):
         return {}
 
     def view(self, prompt: Dialogue, rows: ManyOf[Talk]) -> list[Example]:
-        """One sequence a row."""
+        """One sequence a row, or one for each of its answers: where the template rewrites earlier turns, for instance
+        drops what they thought, so that no text of the whole conversation begins with the prompts of all its answers.
+        """
         conversations = [prompt.messages(row) for row in rows]
         if self.settings.train_on == "last_answer":
             conversations = [last_answer_only(turns) for turns in conversations]
-        encoded = prompt.encode(conversations)
         if self.settings.train_on == "everything":
+            encoded = prompt.encode(conversations)
             whole = prompt.written([prompt.render(turns, ask=False) for turns in conversations])
             special = special_tokens(prompt.tokenizer)
             pairs = zip(whole, encoded, strict=True)
             made = [every_token(tokens, spelled_bytes(text, special, len(tokens))) for text, (tokens, _) in pairs]
         else:
-            made = [answers_only(tokens, turns) for tokens, turns in encoded]
+            made = [answers_only(answers) for answers in self.encode(prompt, conversations)]
         return [replace(example, key=key_of(row)) for row, example in zip(rows, made, strict=True)]
 
+    def encode(self, prompt: Dialogue, conversations: ManyOf[tuple[Message, ...]]) -> list[list[Encoded]]:
+        """Each conversation whole; one whose template tears it, once up to each of its answers."""
+        try:
+            return [[whole] for whole in prompt.encode(conversations)]
+        except PromptError:
+            return [self.encode_one(prompt, turns) for turns in conversations]
 
-def answers_only(tokens: tuple[int, ...], turns: ManyOf[Turn]) -> Example:
-    """The answers as targets, each turn with its weight."""
-    targets = tuple(index for turn in turns for index in range(turn.start, turn.stop))
-    weights = tuple(turn.weight for turn in turns for _ in range(turn.start, turn.stop))
-    return Example((Sequence(tokens, targets, weights),), num_bytes=sum(turn.num_bytes for turn in turns))
+    def encode_one(self, prompt: Dialogue, turns: tuple[Message, ...]) -> list[Encoded]:
+        """One conversation, whole if it can be."""
+        try:
+            return prompt.encode([turns])
+        except PromptError:
+            answers = learnt(turns)
+            if not self.may_part or len(answers) < 2:
+                raise
+            return prompt.encode([last_answer_only(turns[: number + 1]) for number in answers])
+
+
+def answers_only(encoded: ManyOf[Encoded]) -> Example:
+    """The answers as targets, each turn with its weight; one sequence for each text."""
+    sequences = []
+    for role, (tokens, turns) in enumerate(encoded):
+        targets = tuple(index for turn in turns for index in range(turn.start, turn.stop))
+        weights = tuple(turn.weight for turn in turns for _ in range(turn.start, turn.stop))
+        sequences.append(Sequence(tokens, targets, weights, role=role))
+    return Example(tuple(sequences), num_bytes=sum(turn.num_bytes for _, turns in encoded for turn in turns))
 
 
 def every_token(tokens: tuple[int, ...], num_bytes: int) -> Example:

@@ -88,7 +88,7 @@ class Distillation:
     @property
     def view_of(self) -> ConversationSft:
         """Which turns are read: those that supervised fine-tuning would learn."""
-        return ConversationSft()
+        return ConversationSft(may_part=False)
 
     def accept(self, record: Record) -> list[Any] | Problem:
         """Whatever supervised fine-tuning takes."""

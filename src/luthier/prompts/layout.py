@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.errors import ModelError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A tokenizer with its chat template. Templates run in transformers' sandbox."""
+    """A tokenizer with its chat template, or with one of ours. Templates run in transformers' sandbox."""
 
     tokenizer: Any
+    own: str = ""  # a template in the place of the model's
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def has_template(self) -> bool:
         """Whether the model brought a chat template; without one a plain layout is used, and said."""
-        return bool(self.tokenizer.chat_template)
+        return bool(self.own or self.tokenizer.chat_template)
+
+    @property
+    def source(self) -> str:
+        """The text of the template, empty without one."""
+        return str(self.own or self.tokenizer.chat_template or "")
 
     @property
     def template(self) -> str:
-        """The template's source, part of every content hash."""
-        return str(self.tokenizer.chat_template or "plain: {content} blank line {answer} end-of-text")
+        """The template's source with its arguments, part of every content hash."""
+        arguments = json.dumps(dict(self.arguments), sort_keys=True) if self.arguments else ""
+        return (self.source or "plain: {content} blank line {answer} end-of-text") + arguments
 
-    def render(self, messages: Sequence[Message], ask: bool) -> str:
-        """The whole conversation as text; with `ask` it ends where the model's answer begins."""
+    def render(self, messages: Sequence[Message], ask: bool, tools: Sequence[Any] | None = None) -> str:
+        """The whole conversation as text; with `ask` it ends where the model's answer begins. `tools`: definitions."""
         if not self.has_template:
             return self._plain(messages, ask)
         try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+            given = {**self.arguments, **({"tools": list(tools)} if tools else {})}
+            given |= {"chat_template": self.own} if self.own else {}
+            return str(
+                self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **given)
+            )
         except Exception as error:
             raise ModelError(f"the model's chat template failed on this conversation: {error}") from error
 

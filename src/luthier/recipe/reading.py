@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from luthier.errors import RecipeError
+from luthier.recipe.template import read_templates
 
 PATH_KEYS = ("data.train", "data.test")
 MOST_VALUES = 100_000  # of a recipe, its aliases written out: nine lines of aliases can stand for a billion
@@ -49,7 +50,9 @@ def read_values(recipe: RecipeSource, overrides: Sequence[str]) -> tuple[dict[st
     anchor_paths(values, folder)
     if isinstance(values.get("model"), str):
         values["model"] = anchored_model(values["model"], folder, Path.cwd())
-    return values, twice + apply_overrides(values, overrides)
+    problems = twice + apply_overrides(values, overrides)
+    read_templates(values, folder, Path.cwd())
+    return values, problems
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], list[str]]:

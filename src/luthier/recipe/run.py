@@ -22,6 +22,7 @@ from luthier.recipe.prior import ClassPrior, prior_problems
 from luthier.recipe.reading import RecipeSource, absolute, apply_overrides, read_values, require_kind, source_name
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.synthetic import Synthetic
+from luthier.recipe.template import ChatTemplate
 from luthier.recipe.training import Training, tune_problems
 
 ArmName = Literal["majority", "tfidf", "zero_shot", "best_prompt", "few_shot", "retrieval", "tuned"]
@@ -187,6 +188,7 @@ class Recipe(Part):
         default_factory=lambda: list(ALL_ARMS), min_length=1, description="Ways that are compared."
     )
     tune: Tune = Field(default_factory=Tune, description="How the tuned arm learns.")
+    prompt: ChatTemplate = Field(default_factory=ChatTemplate, description="The chat template of all prompts.")
     ask: Ask = Field(default_factory=Ask, description="How the prompt arms are chosen.")
     judge: Judge = Field(default_factory=Judge, description="What counts as worth it.")
     cost: Cost = Field(default_factory=Cost, description="Prices.")

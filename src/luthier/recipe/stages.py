@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from luthier.errors import RecipeError
 from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with_continued
@@ -18,6 +19,7 @@ from luthier.recipe.methods import METHODS, Headed, MethodSettings, Reward
 from luthier.recipe.reading import RecipeSource, read_values, require_kind, source_name
 from luthier.recipe.run import Cost, Judge
 from luthier.recipe.sweep import Sweep
+from luthier.recipe.template import ChatTemplate
 from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
 
 TUNES: dict[str, dict[str, Any]] = {method.model_fields["kind"].default: method.tune for method in METHODS}
@@ -54,7 +56,7 @@ class Rows(Part):
         return [{"path": item} if isinstance(item, str) else item for item in items]
 
 
-class Asking(Part):
+class Asking(ChatTemplate):
     """How a row becomes a text."""
 
     layout: Literal["chat", "hash", "plain"] = Field(
@@ -63,6 +65,14 @@ class Asking(Part):
         "prompt and answer one after the other.",
     )
     system: str = Field("", description="A system message before every conversation that has none.")
+
+    @model_validator(mode="after")
+    def read(self) -> Asking:
+        """A template only where one is read."""
+        if self.layout != "chat" and (self.template or self.template_arguments):
+            message = "template and template_arguments have no effect while layout is {layout}"
+            raise PydanticCustomError("unused", message, {"layout": self.layout})
+        return self
 
 
 class Task(Part):

@@ -17,7 +17,7 @@ from luthier.generation.engine import generate
 from luthier.generation.sampling import Draw, Sampling
 from luthier.methods.documents import encode_text, end_of_text
 from luthier.models import LoadedModel, load_model
-from luthier.prompts import Dialogue, Layout, opening_tokens
+from luthier.prompts import Dialogue, layout_of, opening_tokens
 from luthier.recipe.methods import SILENT
 from luthier.recipe.stages import Asking
 from luthier.records import Message
@@ -143,7 +143,7 @@ def load(run: str | Path, stage: str | None = None, task: str | None = None, att
     left = stage_folder(folder, stages, number) / "adapter"
     asking = read_asking(left / DIALOGUE_FILE, task)
     model = model_below(folder, result, number)
-    dialogue = Dialogue(Layout(model.tokenizer), asking.layout, asking.system)
+    dialogue = Dialogue(layout_of(model.tokenizer, asking), asking.layout, asking.system)
     learner = load_learner(model, left, attention)
     return Answerer(learner, dialogue, method in CONTINUES, model.context_tokens - learner.virtual_tokens)
 

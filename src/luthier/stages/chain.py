@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from luthier.adapters import folded, joined, name_base_model
-from luthier.files import content_hash, new_folder, sha256, write_json
+from luthier.files import content_hash, new_folder, sha256, write_json, write_text
 from luthier.models import LoadedModel, load_model, public_name, save_model
 from luthier.processes import first_goes_first
 from luthier.recipe.stages import Stage
@@ -66,7 +66,7 @@ class Start:
             if (aside / ADAPTER_FILE).is_file():
                 name_base_model(aside, public_name(self.base.name))
             for name, values in texts.items():
-                write_json(aside / name, values)
+                (write_text if isinstance(values, str) else write_json)(aside / name, values)
 
 
 def start_stage(

@@ -20,7 +20,9 @@ from luthier.methods.several import Part
 from luthier.methods.stage import Described, Passing, Remarking, StageMethod
 from luthier.peek import ledger_values
 from luthier.processes import first_goes_first, is_first
-from luthier.prompts import Dialogue, Layout
+from luthier.prompts import Dialogue, layout_of, template_left
+from luthier.prompts.templates import FILE as TEMPLATE_FILE
+from luthier.recipe.methods import SILENT
 from luthier.recipe.stages import Stage
 from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.run_folder import code_hash, read_mark
@@ -105,7 +107,7 @@ class StageRun:
     def prompt(self) -> Dialogue:
         """How rows become texts."""
         asking = self.stage.prompt
-        layout = Layout(self.whole.model.tokenizer)
+        layout = layout_of(self.whole.model.tokenizer, asking)
         if asking.layout == "chat" and not layout.has_template:
             self.whole.listener.say(f'model "{self.whole.recipe.model}" has no chat template: a plain layout is used.')
         return Dialogue(layout, asking.layout, asking.system)
@@ -188,7 +190,9 @@ class StageRun:
 
     def settings_texts(self) -> dict[str, Any]:
         """What serving needs beside the adapter, by file."""
-        texts = {"dialogue.json": self.stage.prompt.model_dump()}
+        texts: dict[str, Any] = {"dialogue.json": self.stage.prompt.model_dump()}
+        left = None if self.method.name in SILENT else template_left(self.prompt)
+        texts |= {TEMPLATE_FILE: left} if left is not None else {}
         told = self.method.described() if isinstance(self.method, Described) else self.scale
         return {**texts, METHOD_FILE: told} if told else texts
 

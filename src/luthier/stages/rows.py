@@ -27,6 +27,7 @@ from luthier.recipe.stages import Rows
 from luthier.records import Dropped, Instruction, Ledger, Message, Prompt, Record
 
 SHOWN_CHARS = 300
+MOST_COLUMNS = 12
 PARTS = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 
 
@@ -76,7 +77,8 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
     """The rows that the method accepts, one of each content; all others go to the ledger."""
     rows: dict[str, Any] = {}
     noted: Counter[str] = Counter()
-    for item in (item for source in inputs for item in read_input(source, LIMITS)):
+    unread: Counter[str] = Counter()
+    for item in (item for source in inputs for item in read_input(source, LIMITS, unread)):
         if isinstance(item, Unreadable):
             ledger.dropped.append(Dropped(split, item.source, item.problem.reason, item.problem.detail, item.text))
             continue
@@ -91,6 +93,9 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
             if twin is not row:
                 ledger.dropped.append(dropped(split, row, Problem("duplicate", f"the same row as {twin.source}.")))
     ledger.notes += [f"{split}: {count:,} rows {what}." for what, count in noted.items()]
+    if unread:
+        told = ", ".join(f'"{name}" ({count:,} rows)' for name, count in unread.most_common(MOST_COLUMNS))
+        ledger.notes.append(f"{split}: columns that are not read: {told}.")
     return list(rows.values())
 
 
@@ -130,7 +135,7 @@ def beginning(row: Any) -> str:
 
 def said(messages: Iterable[Message]) -> str:
     """Turns as one text."""
-    return "\n".join(message.content for message in messages)
+    return "\n".join(text for message in messages for text in message.said)
 
 
 def columns(rows: list[Any]) -> RowColumns:

@@ -16,7 +16,7 @@ from luthier.errors import DataError
 from luthier.methods.base import MAIN, Example, split_by_tokens
 from luthier.methods.preferences.pairs import Turns, answered
 from luthier.methods.preferences.reward import RewardMethod, ranked, read_last
-from luthier.prompts import Dialogue, Layout, PromptError
+from luthier.prompts import Dialogue, PromptError, layout_of
 from luthier.recipe.corpus import Input
 from luthier.records import Completion, Conversation, Instruction, Preference, Ranking, Rating, Record, Source
 from luthier.stages.answer import DIALOGUE_FILE, read_asking
@@ -103,7 +103,7 @@ def load_reward(
     """
     found = opened(run, stage, task, REWARDS)
     asking = read_asking(found.left / DIALOGUE_FILE, found.task)
-    dialogue = Dialogue(Layout(found.model.tokenizer), asking.layout, asking.system)
+    dialogue = Dialogue(layout_of(found.model.tokenizer, asking), asking.layout, asking.system)
     learner = load_learner(found.model, found.left, attention)
     context_tokens = found.model.context_tokens - learner.virtual_tokens
     return RewardScorer(learner, found.method, dialogue, context_tokens, found.key)
@@ -143,4 +143,4 @@ def answers_of(dialogue: Dialogue, row: Record) -> list[tuple[Turns, Turns]]:
 
 def said(turns: Turns) -> str:
     """What the assistant says in an answer."""
-    return "\n".join(turn.content for turn in turns if turn.role == "assistant")
+    return "\n".join(text for turn in turns if turn.role == "assistant" for text in turn.said if text)

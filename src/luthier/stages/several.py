@@ -92,6 +92,8 @@ class SeveralRun(StageRun):
         texts: dict[str, dict[str, Any]] = {}
         for name, run in self.tasks.items():
             for file, values in run.settings_texts().items():
+                if isinstance(values, str):
+                    continue  # a chat template: several tasks may have several
                 texts.setdefault(file, {})[name] = values
         return texts
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 from luthier.corpus.lines import Problem
+from luthier.errors import DataError
 from luthier.files import content_hash
 from luthier.generation.sampling import Sampling
 from luthier.records import Message, Record, Source
@@ -148,7 +149,13 @@ def joint_source(sources: Sequence[Source]) -> Source:
 
 
 def as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Turns as chat templates and servers take them."""
+    """Turns as chat templates and servers take them.
+
+    Raises:
+        DataError: a turn calls tools, which are not asked for anew.
+    """
+    if any(message.calls or message.tools for message in messages):
+        raise DataError("a row has tools or tool calls, and those cannot be asked of a model yet. Leave such rows out.")
     return [{"role": message.role, "content": message.content} for message in messages]
 
 

@@ -277,9 +277,14 @@ def write_table(path: Path, rows: Iterable[Mapping[str, object]], format: Litera
     with open_aside(path) as file:
         if format == "jsonl":
             return write_jsonl(path, file, rows)
-        held = list(rows)
+        held = [as_cells(row) for row in rows]
         write_parquet(path, file, held)
         return len(held)
+
+
+def as_cells(row: Mapping[str, object]) -> Mapping[str, object]:
+    """The row with its tools as JSON text: as columns, what one tool defines would stand, empty, in all others."""
+    return {**row, "tools": json.dumps(row["tools"], ensure_ascii=False)} if isinstance(row.get("tools"), list) else row
 
 
 def write_jsonl(path: Path, file: BinaryIO, rows: Iterable[Mapping[str, object]]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from luthier.corpus.shapes.base import Row, RowShape, has, list_in, name_in, refuse_extras, text_in, type_name
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import asked
+from luthier.corpus.shapes.turns import asked, framed, is_plain
 from luthier.records import Conversation, Instruction, Message, Preference, Source
 
 QUESTIONS = ("question", "query", "problem")
@@ -31,40 +31,44 @@ class Alpaca(RowShape):
         refuse_extras(row)
         instruction = text_in(row, "instruction")
         if has(row, "instances"):
-            return [self.instance(instruction, item, source) for item in list_in(row, "instances")]
+            return [self.instance(instruction, item, row, source) for item in list_in(row, "instances")]
         context = self.context(row)
         if has(row, "chosen") or has(row, "rejected"):
             chosen, rejected = text_in(row, "chosen"), text_in(row, "rejected")
-            prompt = (Message("user", asked(instruction, context)),)
+            prompt = framed(row, (*earlier_turns(row), Message("user", asked(instruction, context))))
             return [Preference(prompt, (Message("assistant", chosen),), (Message("assistant", rejected),), source)]
         response = text_in(row, name_in(row, RESPONSES))
-        before = earlier_turns(row)
-        if before:
-            turns = (*before, Message("user", asked(instruction, context)), Message("assistant", response))
-            return [Conversation(turns, source)]
-        return [Instruction(instruction, context, response, source)]
+        return [answered(row, Instruction(instruction, context, response, source))]
 
     def context(self, row: Row) -> str:
         """The context, empty where there is none."""
         found = next((name for name in CONTEXTS if row.get(name) is not None), None)
         return text_in(row, found) if found else ""
 
-    def instance(self, instruction: str, item: object, source: Source) -> Instruction:
+    def instance(self, instruction: str, item: object, row: Row, source: Source) -> Instruction | Conversation:
         """One of several inputs to one instruction (the self-instruct layout)."""
         if not isinstance(item, dict):
             raise Refused("wrong_type", f'"instances" holds {type_name(item)}; each must be an object.')
-        return Instruction(instruction, self.context(item), text_in(item, name_in(item, RESPONSES)), source)
+        response = text_in(item, name_in(item, RESPONSES))
+        return answered(row, Instruction(instruction, self.context(item), response, source))
 
     def row(self, record: Instruction) -> dict[str, object]:
         """The three columns."""
         return {"instruction": record.instruction, "input": record.context, "output": record.response}
 
 
+def answered(row: Row, made: Instruction) -> Instruction | Conversation:
+    """The instruction; a conversation where the row has turns before it, a system message or tools."""
+    before = earlier_turns(row)
+    turns = framed(row, (*before, Message("user", asked(made.instruction, made.context))))
+    if is_plain(turns):
+        return made
+    return Conversation((*turns, Message("assistant", made.response)), made.source)
+
+
 def earlier_turns(row: Row) -> tuple[Message, ...]:
-    """The turns of `system` and `history` (pairs of what was asked and what was answered)."""
+    """The turns of `history` (pairs of what was asked and what was answered)."""
     turns = []
-    if row.get("system") not in (None, ""):
-        turns.append(Message("system", text_in(row, "system")))
     for number, pair in enumerate(list_in(row, "history") if has(row, "history") else [], start=1):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise Refused("wrong_type", f'"history" entry {number} must be a list of two texts: asked and answered.')

@@ -9,6 +9,7 @@ from typing import Any
 from luthier.corpus.shapes.base import PROMPT_NAMES, Row, name_in
 from luthier.corpus.shapes.checks import Refused
 from luthier.corpus.shapes.provenance import NAMES
+from luthier.corpus.shapes.turns import SYSTEM_NAMES
 
 PROVENANCE_NAMES = {name for names in NAMES.values() for name in names}
 
@@ -26,7 +27,7 @@ def main_text(fields: Row) -> str:
 
 def answer_names(fields: Row) -> list[str]:
     """Names of the fields that hold answers to compare: all texts but the prompt, in their order."""
-    others = {*PROMPT_NAMES, *PROVENANCE_NAMES, "system", "id"}
+    others = {*PROMPT_NAMES, *PROVENANCE_NAMES, *SYSTEM_NAMES, "id"}
     return [name for name, value in fields.items() if isinstance(value, str) and name not in others]
 
 

@@ -15,7 +15,7 @@ from luthier.corpus.shapes.label_studio import is_words
 from luthier.corpus.shapes.ranking import ranked, read_number
 from luthier.corpus.shapes.spans import Span, spans_of, tag_spans
 from luthier.corpus.shapes.thumbs import as_verdict
-from luthier.corpus.shapes.turns import plain_answer, prompt_as_value, read_answer, read_prompt
+from luthier.corpus.shapes.turns import framed, plain_answer, prompt_as_value, read_answer, read_prompt
 from luthier.records import Labelled, Message, Preference, Ranking, Rating, Record, Source, Tagged
 
 RESPONSES, SUGGESTION = ".responses", ".suggestion"
@@ -182,7 +182,9 @@ def read_answered(value: Any, fields: Row, question: str, source: Source) -> Rec
     good = as_verdict(value) if isinstance(value, str | bool) else None  # a number may be one of many stars
     if good is not None and any(has(fields, name) for name in ANSWER_NAMES):
         prompt, answer = name_in(fields, PROMPT_NAMES), name_in(fields, ANSWER_NAMES)
-        return Rating(read_prompt(fields[prompt], prompt), read_answer(fields[answer], answer), good, source)
+        return Rating(
+            framed(fields, read_prompt(fields[prompt], prompt)), read_answer(fields[answer], answer), good, source
+        )
     if isinstance(value, str):
         text = main_text(fields)
         return Labelled(text, value, source, row_key(text, value))
@@ -214,7 +216,8 @@ def read_ranks(value: Any, fields: Row, question: str, source: Source) -> Rankin
             raise Refused("missing_field", f'"{question}" ranks "{item.get("value")}", but no field has that name.')
         answers.append(read_answer(fields[item["value"]], str(item["value"])))
     prompt = name_in(fields, PROMPT_NAMES)
-    found = ranked(read_prompt(fields[prompt], prompt), tuple(answers), tuple(-rank for rank in ranks), source)
+    question_asked = framed(fields, read_prompt(fields[prompt], prompt))
+    found = ranked(question_asked, tuple(answers), tuple(-rank for rank in ranks), source)
     return found if len(set(ranks)) < len(ranks) else replace(found, scores=None)
 
 
@@ -223,7 +226,7 @@ def read_choice(value: str, fields: Row, source: Source) -> Preference:
     prompt, first, second = two_answers(fields)
     rejected = second if value == first else first
     answers = [(Message("assistant", str(fields[name])),) for name in (value, rejected)]
-    return Preference(read_prompt(fields[prompt], prompt), answers[0], answers[1], source)
+    return Preference(framed(fields, read_prompt(fields[prompt], prompt)), answers[0], answers[1], source)
 
 
 def with_answers(prompt: Any, answers: Any) -> dict[str, object]:

@@ -189,11 +189,7 @@ def object_in(row: Row, name: str) -> Row:
 
 
 def refuse_extras(row: Row) -> None:
-    """Pictures and tool definitions change what a row means and have no place in a record: refuse the row."""
-    for name in ("tools", "functions"):
-        if row.get(name) not in (None, "", "[]", [], {}):
-            detail = f'the row defines tools ("{name}"), which a record cannot hold. Remove them, or the row.'
-            raise Refused("tool_calls", detail)
+    """Pictures and the like change what a row means and have no place in a record: refuse the row."""
     for name in ("images", "image", "videos", "audios"):
         if row.get(name) not in (None, "", []):
             raise Refused("not_text", f'the row has "{name}"; only text can be read. Remove it, or the row.')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -98,12 +99,44 @@ def check_turns(turns: Sequence[Message], where: str = "") -> None:
             raise Refused(
                 "unknown_role", f'{where}turn {number} has the role "{turn.role}". Known: {", ".join(ROLES)}.{hint}'
             )
-        check_text(f"{where}turn {number} ({turn.role})", turn.content)
+        may_be_empty = turn.calls or turn.role == "tool"
+        (check_type if may_be_empty else check_text)(f"{where}turn {number} ({turn.role})", turn.content)
         check_weight(f"{where}turn {number}", turn.weight)
+        check_parts(turn, f"{where}turn {number}")
+        if turn.tools and number > 1:
+            raise Refused("bad_tools", f"{where}turn {number} defines tools; only the first may.")
     if turns and turns[0].role == "tool":
         raise Refused("turn_order", f"{where}turn 1 is a tool's, but nobody called one.")
     for number, (before, turn) in enumerate(pairwise(turns), start=2):
         check_order(before, turn, number, where)
+
+
+def check_parts(turn: Message, what: str) -> None:
+    """Raise Refused where a turn has what only a turn of another role may have, or calls and tools are misspelt."""
+    if turn.role != "assistant" and (turn.calls or turn.reasoning):
+        kind, reason = ("calls a tool", "bad_call") if turn.calls else ("has a reasoning", "bad_reasoning")
+        raise Refused(reason, f"{what} {kind}, but it is {POSSESSIVE[turn.role]}. Only the assistant's turns may.")
+    check_type(f"{what}: its reasoning", turn.reasoning)
+    for name, text in (("name", turn.name), ("call_id", turn.call_id), ("tools", turn.tools)):
+        check_type(f"{what}: its {name}", text)
+    if turn.tools and not isinstance(parsed(turn.tools), list):
+        raise Refused("bad_tools", f"{what}: its tools are no text of a JSON list.")
+    for call in turn.calls:
+        check_text(f"{what}: the name of a call", call.name)
+        check_type(f"{what}: the arguments of a call", call.arguments)
+        if not isinstance(parsed(call.arguments), dict):
+            detail = f'{what}: the arguments of "{call.name}" are no JSON object: {call.arguments[:60]!r}.'
+            raise Refused("bad_call", f"{detail} Mend them, or remove the row.")
+
+
+def parsed(text: str) -> object:
+    """The value of a JSON text; None where it is none, or holds half a character."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        return None
+    return value
 
 
 def check_order(before: Message, turn: Message, number: int, where: str) -> None:
@@ -171,10 +204,10 @@ def check_preference(record: Preference) -> None:
         check_scores(record.scores, 2)
 
 
-def said_until_learnt(turns: Sequence[Message]) -> list[str]:
+def said_until_learnt(turns: Sequence[Message]) -> list[tuple[str, ...]]:
     """What an answer says up to its last turn of the assistant's with a weight: what comes later is not compared."""
     last = max((n for n, turn in enumerate(turns) if turn.role == "assistant" and turn.weight > 0), default=-1)
-    return [turn.content for turn in turns[: last + 1]]
+    return [turn.said for turn in turns[: last + 1]]
 
 
 def check_ranking(record: Ranking) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.base import Shape, checked, siblings
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import asked
+from luthier.corpus.shapes.turns import asked, plain_answer, plain_prompt, spoken_only
 from luthier.corpus.wire import KINDS, kind_of, whole_text
 from luthier.errors import DataError, did_you_mean
 from luthier.records import (
@@ -106,7 +106,7 @@ def exchange(record: Conversation, to: str) -> tuple[str, str]:
         roles = ", ".join(turn.role for turn in record.messages)
         detail = f"only one question and its answer can become a {to}; this conversation has the turns {roles}."
         raise Refused("several_turns", detail)
-    return record.messages[0].content, record.messages[1].content
+    return plain_prompt(record.messages[:1], to), plain_answer(record.messages[1:], to)
 
 
 def as_instruction(record: Conversation) -> list[Record]:
@@ -164,7 +164,7 @@ def only_turn(turns: Sequence[Message], to: str) -> str:
     """The text of an answer of one turn."""
     if len(turns) != 1:
         raise Refused("several_turns", f"an answer of {len(turns)} turns has no place in a {to}.")
-    return turns[0].content
+    return spoken_only(turns[0], "an answer")
 
 
 def liked(record: Rating) -> list[Record]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from luthier.corpus.shapes.base import Row, RowShape, has, text_in
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import parted
+from luthier.corpus.shapes.turns import framed, parted, plain_answer
 from luthier.records import Conversation, Message, Preference, Source
 
 MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ ]?")
@@ -30,12 +30,12 @@ class HhRlhf(RowShape):
     def records(self, row: Row, source: Source) -> list[Preference | Conversation]:
         """The pair, or the conversation."""
         if has(row, "transcript"):
-            return [Conversation(read_transcript(row, "transcript"), source)]
+            return [Conversation(framed(row, read_transcript(row, "transcript")), source)]
         if not is_transcript(row.get("prompt")):
             prompt, chosen, rejected = parted(read_transcript(row, "chosen"), read_transcript(row, "rejected"))
-            return [Preference(prompt, chosen, rejected, source)]
+            return [Preference(framed(row, prompt), chosen, rejected, source)]
         text = text_in(row, "prompt").rstrip().removesuffix("Assistant:").rstrip()
-        prompt = read_transcript({"prompt": text}, "prompt")
+        prompt = framed(row, read_transcript({"prompt": text}, "prompt"))
         answers = [(Message("assistant", text_in(row, side).strip()),) for side in ("chosen", "rejected")]
         return [Preference(prompt, answers[0], answers[1], source)]
 
@@ -75,7 +75,9 @@ def transcript(turns: Sequence[Message]) -> str:
             raise Refused(
                 "unknown_role", f'turn {number} is of the role "{turn.role}"; transcripts know user and assistant.'
             )
-        if MARK.search(f"x{turn.content}"):
+        if turn.tools:
+            raise Refused("tool_calls", "the conversation defines tools, which a transcript cannot hold.")
+        if MARK.search(f"x{plain_answer([turn], 'hh_rlhf')}"):
             raise Refused("marks_in_text", f'turn {number} holds "Human:" or "Assistant:" after a blank line.')
         if turn.weight != 1 and turn.role == "assistant":
             raise Refused(

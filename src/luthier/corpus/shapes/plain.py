@@ -8,6 +8,7 @@ from luthier.corpus.labels import written_list
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.base import Row, RowShape, has, text_in
 from luthier.corpus.shapes.checks import Refused
+from luthier.corpus.shapes.turns import completion, framed
 from luthier.corpus.wire import whole_text
 from luthier.records import (
     Completion,
@@ -15,6 +16,7 @@ from luthier.records import (
     Document,
     Instruction,
     Labelled,
+    Message,
     Preference,
     Prompt,
     Ranking,
@@ -36,9 +38,9 @@ class PromptCompletion(RowShape):
         """Both are texts, and there is no verdict beside them."""
         return isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str) and not has(row, "label")
 
-    def records(self, row: Row, source: Source) -> list[Completion]:
-        """The texts as they stand, white space too."""
-        return [Completion(text_in(row, "prompt"), text_in(row, "completion"), source)]
+    def records(self, row: Row, source: Source) -> list[Completion | Conversation]:
+        """The texts as they stand, white space too; as turns where a system message or tools stand before them."""
+        return [completion(row, framed(row, (Message("user", text_in(row, "prompt")),)), source)]
 
     def row(self, record: Completion) -> dict[str, object]:
         """The two texts."""

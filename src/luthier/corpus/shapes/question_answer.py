@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from luthier.corpus.shapes.base import Row, RowShape, has, refuse_extras, text_in
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import asked
+from luthier.corpus.shapes.turns import asked, framed
 from luthier.records import Conversation, Instruction, Message, Source
 
 ASKING = ("question", "prompt", "query", "problem", "input")
 ANSWERING = ("answer", "response", "output", "completion", "solution")
-SYSTEMS = ("system", "system_prompt")
 # beside these, question and answer are not all there is: what was shown with the question, or what was thought of it
 MORE = (
     "instruction", "choices", "options", "article", "passage", "paragraph", "story", "document", "dialogue", "contexts",
-    "answers", "thumb", "thumbs", "rating", "feedback", "vote", "label", "score", "reward", "tools", "functions",
+    "answers", "thumb", "thumbs", "rating", "feedback", "vote", "label", "score", "reward",
 )  # fmt: skip
 
 
@@ -34,14 +33,14 @@ class QuestionAnswer(RowShape):
         )
 
     def records(self, row: Row, source: Source) -> list[Instruction | Conversation]:
-        """An instruction; with a system message, a conversation."""
+        """An instruction; with a system message or tools, a conversation."""
         refuse_extras(row)
         question, answer = (text_in(row, only(row, names)) for names in (ASKING, ANSWERING))
         context = text_in(row, "context") if has(row, "context") else ""
-        system = next((name for name in SYSTEMS if row.get(name) not in (None, "")), None)
-        if system is not None:
-            turns = (Message("user", asked(question, context)), Message("assistant", answer))
-            return [Conversation((Message("system", text_in(row, system)), *turns), source)]
+        turns = (Message("user", asked(question, context)), Message("assistant", answer))
+        whole = framed(row, turns)
+        if whole != turns:
+            return [Conversation(whole, source)]
         return [Instruction(question, context, answer, source)]
 
     def row(self, record: Instruction) -> dict[str, object]:

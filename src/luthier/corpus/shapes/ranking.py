@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier.corpus.shapes.base import ANSWER_NAMES, PROMPT_NAMES, Row, RowShape, has, list_in, name_in, type_name
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import prompt_as_value, read_prompt
+from luthier.corpus.shapes.turns import framed, prompt_as_value, read_prompt
 from luthier.records import Ranking, Source
 
 ORDERED_NAMES = ("answers", "ranked_answers")
@@ -39,7 +39,7 @@ class Rankings(RowShape):
         items = list_in(row, listed)
         answers = tuple(read_item(item, f'"{listed}" entry {number}') for number, item in enumerate(items, start=1))
         scores = read_scores(row, listed, items)
-        prompt = read_prompt(row[asked], asked)
+        prompt = framed(row, read_prompt(row[asked], asked))
         return [ranked(prompt, answers, scores, source)]
 
     def row(self, record: Ranking) -> dict[str, object]:

@@ -172,24 +172,56 @@ def check_named(file: str, rows: Sequence[Row], settings: Input) -> None:
     for setting, column in asked:
         if column is not None and column not in found:
             raise DataError(missing_column(file, setting, column, found))
+class Noticing(Mapping[str, object]):
+    """A row that remembers which of its columns were asked for."""
+
+    def __init__(self, row: Row):
+        self.row, self.read = row, set[str]()
+
+    def __getitem__(self, name: str) -> object:
+        self.read.add(name)
+        return self.row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(self.row)
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def unread(self) -> list[str]:
+        """Columns that hold something and were not asked for."""
+        return [name for name, value in self.row.items() if name not in self.read and value not in (None, "", [], {})]
 
 
 def read_shape(
-    rows: Iterable[tuple[int, Row | Problem]], shape: Shape, file: str, settings: Input | None = None
+    rows: Iterable[tuple[int, Row | Problem]],
+    shape: Shape,
+    file: str,
+    settings: Input | None = None,
+    unread: Counter[str] | None = None,
 ) -> Iterator[Record | Unreadable]:
-    """Numbered rows through a shape. The input's columns for licence, group and date count before a row's own."""
+    """Numbered rows through a shape. The input's columns for licence, group and date count before a row's own.
+
+    `unread` counts, by column, the rows that were read without it.
+    """
     for number, row in rows:
         source = Source(file, number)
         if isinstance(row, Problem):
             yield Unreadable(source, row)
             continue
-        chosen = chosen_source(row, source, settings) if settings else source
-        read = as_read(row, settings) if settings else row
+        of_row = Noticing(row)
+        chosen = chosen_source(of_row, source, settings) if settings else source
+        read: Row | Problem = as_read(row, settings) if settings else row
         items: Sequence[Record | Problem]
         if isinstance(chosen, Problem) or isinstance(read, Problem):
             items = [problem for problem in (chosen, read) if isinstance(problem, Problem)][:1]
         else:
-            items = shape.read(read, chosen)
+            named = Noticing(read)
+            items = shape.read(named, chosen)
+            if unread is not None and not any(isinstance(item, Problem) for item in items):
+                unread.update(name for name in named.unread if name not in of_row.read)
         for item in items:
             if isinstance(item, Problem):
                 yield Unreadable(source, item, row_text(row))

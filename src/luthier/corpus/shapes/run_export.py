@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from luthier.corpus.shapes.base import Row, RowShape, name_in, type_name
+from luthier.corpus.shapes.calls import TOOL_COLUMNS, tools_column
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import read_turns, turns_as_rows
+from luthier.corpus.shapes.turns import framed, read_turns, spoken_only, turns_as_rows
 from luthier.records import Conversation, Message, Rating, Source
 
 MODEL_RUNS = ("llm", "chat", "chat_model", "generation")
@@ -59,7 +60,8 @@ class RunExport(RowShape):
             raise Refused("not_a_model_run", detail)
         if row.get("error") or row.get("status") in ("error", "pending"):
             raise Refused("failed_run", "the run failed or has not ended: there is no answer to learn from.")
-        prompt = read_inputs(opened(row, "inputs"))
+        inputs = opened(row, "inputs")
+        prompt = framed({**invocation_of(row), **inputs}, read_inputs(inputs))
         answers = read_outputs(opened(row, "outputs"))
         good = read_feedback(row)
         records: list[Conversation | Rating] = []
@@ -67,7 +69,7 @@ class RunExport(RowShape):
             if good is not False:
                 records.append(Conversation((*prompt, answer), source))
             if good is not None:
-                records.append(Rating(prompt, answer.content, good, source))
+                records.append(Rating(prompt, spoken_only(answer, "the answer"), good, source))
         return records
 
     def row(self, record: Conversation | Rating) -> dict[str, object]:
@@ -81,7 +83,8 @@ class RunExport(RowShape):
 def run(prompt: tuple[Message, ...], answer: Message) -> dict[str, object]:
     """A run with its turns."""
     choice = {"index": 0, "message": turns_as_rows([answer])[0]}
-    return {"run_type": "llm", "inputs": {"messages": turns_as_rows(prompt)}, "outputs": {"choices": [choice]}}
+    inputs = {"messages": turns_as_rows(prompt), **tools_column(prompt)}
+    return {"run_type": "llm", "inputs": inputs, "outputs": {"choices": [choice]}}
 
 
 def has_messages(value: object) -> bool:
@@ -114,6 +117,13 @@ def metadata_of(row: Row) -> Row:
             extra = None
     found = extra.get("metadata") if isinstance(extra, Mapping) else row.get("metadata")
     return found if isinstance(found, Mapping) else {}
+
+
+def invocation_of(row: Row) -> Row:
+    """The parameters of a model call, where the export has them: the tools are among them."""
+    extra: Any = row.get("extra")
+    found = extra.get("invocation_params") if isinstance(extra, Mapping) else None
+    return {name: found[name] for name in TOOL_COLUMNS if name in found} if isinstance(found, Mapping) else {}
 
 
 # --- what went in, what came out -----------------------------------------------------------------------
@@ -183,7 +193,8 @@ def unwrapped(message: Any) -> Any:
     name = str(path[-1]) if isinstance(path, list) and path else str(body.get("type") or message.get("type"))
     calls = body.get("tool_calls") or (body.get("additional_kwargs") or {}).get("tool_calls")
     role = name.removesuffix("Chunk").removesuffix("Message").lower()
-    return {"role": role, "content": body.get("content"), "tool_calls": calls}
+    known = {name: body.get(name) for name in ("name", "tool_call_id")}
+    return {"role": role, "content": body.get("content"), "tool_calls": calls, **known}
 
 
 # --- feedback ------------------------------------------------------------------------------------------

@@ -7,7 +7,15 @@ from collections.abc import Iterable
 
 from luthier.corpus.shapes.base import ANSWER_NAMES, PROMPT_NAMES, Row, RowShape, has, name_in, refuse_extras, type_name
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import has_turns, prompt_as_value, read_answer, read_prompt, read_turns
+from luthier.corpus.shapes.turns import (
+    framed,
+    has_turns,
+    prompt_as_value,
+    read_answer,
+    read_prompt,
+    read_turns,
+    spoken_only,
+)
 from luthier.errors import DataError
 from luthier.records import Message, Rating, Source
 
@@ -37,9 +45,10 @@ class Thumbs(RowShape):
         refuse_extras(row)
         good = read_verdict(row)
         if has(row, "messages"):
-            return [rating_of(read_turns(row["messages"], "messages"), good, source)]
+            return [rating_of(framed(row, read_turns(row["messages"], "messages")), good, source)]
         asked, answered = name_in(row, PROMPT_NAMES), name_in(row, ANSWER_NAMES)
-        return [Rating(read_prompt(row[asked], asked), read_answer(row[answered], answered), good, source)]
+        prompt = framed(row, read_prompt(row[asked], asked))
+        return [Rating(prompt, read_answer(row[answered], answered), good, source)]
 
     def row(self, record: Rating) -> dict[str, object]:
         """Up or down."""
@@ -117,4 +126,4 @@ def rating_of(turns: tuple[Message, ...], good: bool, source: Source) -> Rating:
     """A verdict on the last turn of a conversation."""
     if not turns or turns[-1].role != "assistant":
         raise Refused("no_answer", "there is a verdict, but the last turn is not the assistant's.")
-    return Rating(turns[:-1], turns[-1].content, good, source)
+    return Rating(turns[:-1], spoken_only(turns[-1], "the last turn"), good, source)

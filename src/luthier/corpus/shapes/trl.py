@@ -16,11 +16,14 @@ import re
 from dataclasses import replace
 
 from luthier.corpus.shapes.base import Row, RowShape, has, refuse_extras, text_in
+from luthier.corpus.shapes.calls import tools_column
 from luthier.corpus.shapes.checks import Refused
 from luthier.corpus.shapes.provenance import NAMES as PROVENANCE
 from luthier.corpus.shapes.thumbs import read_boolean
 from luthier.corpus.shapes.turns import (
     asked,
+    completion,
+    framed,
     has_turns,
     parted,
     plain_answer,
@@ -61,17 +64,18 @@ class Trl(RowShape):
         refuse_extras(row)
         row = with_pair(row)
         if has(row, "chosen") or has(row, "rejected"):
-            return [read_pair(row, source)]
+            pair = read_pair(row, source)
+            return [replace(pair, prompt=framed(row, pair.prompt))]
         if has(row, "messages"):
-            return [Conversation(read_turns(row["messages"], "messages"), source)]
-        prompt = read_prompt(row.get("prompt"), "prompt")
+            return [Conversation(framed(row, read_turns(row["messages"], "messages")), source)]
+        prompt = framed(row, read_prompt(row.get("prompt"), "prompt"))
         if not has(row, "completion"):
             return [Prompt(prompt, source)]
         if has(row, "label"):
             good = read_boolean(row, "label")
             return [Rating(prompt, read_answer(row["completion"], "completion"), good, source)]
         if isinstance(row["prompt"], str):
-            return [Completion(row["prompt"], text_in(row, "completion"), source)]
+            return [completion(row, prompt, source)]
         return [Conversation((*untrained(prompt), *read_turns(row["completion"], "completion")), source)]
 
     def row(self, record: Record) -> dict[str, object]:
@@ -97,12 +101,12 @@ class TrlConversational(Trl):
     def row(self, record: Record) -> dict[str, object]:
         """Turns. A conversation of which only the last turn is trained on becomes prompt and completion."""
         if isinstance(record, Prompt):
-            return {"prompt": turns_as_rows(record.messages)}
+            return {"prompt": turns_as_rows(record.messages), **tools_column(record.messages)}
         if isinstance(record, Conversation):
             before, last = record.messages[:-1], record.messages[-1:]
             if all(turn.weight == 0 for turn in before if turn.role == "assistant"):
-                return {"prompt": weightless(before), "completion": turns_as_rows(last)}
-            return {"messages": turns_as_rows(record.messages)}
+                return {"prompt": weightless(before), "completion": turns_as_rows(last), **tools_column(before)}
+            return {"messages": turns_as_rows(record.messages), **tools_column(record.messages)}
         assert isinstance(record, Preference | Rating), "one of kinds"
         prompt = turns_as_rows(record.prompt)
         if isinstance(record, Rating):
@@ -110,8 +114,10 @@ class TrlConversational(Trl):
                 "prompt": prompt,
                 "completion": [{"role": "assistant", "content": record.answer}],
                 "label": record.good,
+                **tools_column(record.prompt),
             }
-        return {"prompt": prompt, "chosen": turns_as_rows(record.chosen), "rejected": turns_as_rows(record.rejected)}
+        answers = {"chosen": turns_as_rows(record.chosen), "rejected": turns_as_rows(record.rejected)}
+        return {"prompt": prompt, **answers, **tools_column(record.prompt)}
 
 
 def untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -121,7 +127,7 @@ def untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 def weightless(turns: tuple[Message, ...]) -> list[dict[str, object]]:
     """Turns without their weights."""
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return turns_as_rows([replace(turn, weight=1.0) for turn in turns])
 
 
 def is_other(row: Row, name: str) -> bool:

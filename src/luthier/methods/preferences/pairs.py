@@ -77,7 +77,9 @@ def no_choice(record: Preference) -> Problem | None:
     if not weights <= {0, 1}:
         detail = f"a turn of an answer has the weight {max(weights - {0, 1}):g}; answers are compared whole."
         return Problem("weighted_turns", f"{detail} Give their turns weight 1, or 0 where they are context.")
-    chosen, rejected = ([turn.content.strip() for turn in turns] for turns in (record.chosen, record.rejected))
+    chosen, rejected = (
+        [text.strip() for turn in turns for text in turn.said] for turns in (record.chosen, record.rejected)
+    )
     if chosen == rejected:
         what = "empty" if not any(chosen) else "the same but for white space"
         return Problem("same_answers", f"chosen and rejected are {what}. Remove the row.")
