@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from luthier.corpus.build.units import inputs_of, limits_of
 from luthier.corpus.contamination import audit
 from luthier.corpus.documents.base import Unreadable
-from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.hub import source_files
 from luthier.corpus.documents.tables import write_table
 from luthier.corpus.lines import Problem
 from luthier.corpus.rows import LIMITS, find_reading, read_file, read_input, readable
@@ -66,7 +66,7 @@ def convert_files(source: Input, target: Path, to: str, pairs: str = "all") -> d
     losses, counts, shapes = Losses(), Counter[str](), set[str]()
 
     def records() -> Iterator[Record]:
-        for path in find_files(source.path):
+        for path in source_files(source):
             reading = find_reading(path, source, LIMITS)
             shapes.add(reading.shape)
             for item in read_file(path, source, reading, LIMITS):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from luthier.corpus.documents.base import Unreadable
-from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.hub import source_files
 from luthier.corpus.documents.read import read_documents
 from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
@@ -125,7 +125,12 @@ def has_labels(path: Path, source: Input, limits: Limits) -> bool:
 
 def read_input(source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
     """The records of all files of an input, one after the other."""
-    for path in find_files(source.path):
+    yield from read_files(source_files(source), source, limits)
+
+
+def read_files(paths: Iterable[Path], source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
+    """The records of some files of an input."""
+    for path in paths:
         yield from read_file(path, source, find_reading(path, source, limits), limits)
 
 

@@ -23,7 +23,15 @@ class Input(Part):
 
     path: str = Field(
         description="A file, a folder or a glob; compressed files (.gz, .zst) are read as what they hold. "
-        "`hub:OWNER/NAME` fetches a data set from the hub, `hub:OWNER/NAME/data/train*.parquet` some of its files."
+        "`hub:OWNER/NAME` fetches the training split of a data set from the hub, "
+        "`hub:OWNER/NAME/data/train*.parquet` some of its files."
+    )
+    split: str | None = Field(
+        None, description="Split of a data set of the hub: train (also where nothing is said), validation, test, or "
+        "what it calls its own.",
+    )  # fmt: skip
+    config: str | None = Field(
+        None, description="Configuration (subset) of a data set of the hub; needed where it has several."
     )
     format: ReadFormat = Field(
         "auto", description="What the rows are; `auto` looks at the file's ending and first rows."

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from luthier.corpus.documents.base import Unreadable
+from luthier.corpus.documents.hub import found_files
 from luthier.corpus.fold import fold_text
 from luthier.corpus.lines import Problem
 from luthier.corpus.partition import ASIDE, TEST, TRAIN, VALIDATION, RowColumns, partition
-from luthier.corpus.rows import LIMITS, read_input
+from luthier.corpus.rows import LIMITS, read_files
 from luthier.corpus.wire import texts_of, to_json, whole_text
 from luthier.errors import DataError
 from luthier.files import content_hash
@@ -83,7 +84,7 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
     """The rows that the method accepts, one of each content; all others go to the ledger."""
     rows: dict[str, Any] = {}
     noted: Counter[str] = Counter()
-    for item in (item for source in inputs for item in read_input(source, LIMITS)):
+    for item in (item for source in inputs for item in told_input(source, split, ledger)):
         if isinstance(item, Unreadable):
             ledger.dropped.append(Dropped(split, item.source, item.problem.reason, item.problem.detail, item.text))
             continue
@@ -99,6 +100,14 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
                 ledger.dropped.append(dropped(split, row, Problem("duplicate", f"the same row as {twin.source}.")))
     ledger.notes += [f"{split}: {count:,} rows {what}." for what, count in noted.items()]
     return list(rows.values())
+
+
+def told_input(source: Input, split: str, ledger: Ledger) -> Iterator[Record | Unreadable]:
+    """The records of an input; what it leaves out of a data set of the hub is noted."""
+    found = found_files(source)
+    if found.left_out:
+        ledger.notes.append(f"{split}: {found.left_out}")
+    return read_files(found.files, source, LIMITS)
 
 
 def without_leaks(train: list[Any], test: list[Any], ledger: Ledger) -> list[Any]:

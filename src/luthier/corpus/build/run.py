@@ -67,7 +67,7 @@ def prepare_corpus(
     make_template(corpus.template)
     listener.plan(["plan", "rows"] if shard else ["plan", "rows", "merge", "write"])
     listener.begin("plan")
-    units = plan_units(corpus, code_hash(*CODE))
+    units = plan_units(corpus, code_hash(*CODE), listener.say)
     listener.end("plan", False, f"{len(units):,} units, {sum(unit.num_bytes for unit in units):,} bytes")
     mine = units if shard is None else units[shard.index :: shard.count]
     do_units(mine, corpus, out / "work", listener, workers or num_cores())
