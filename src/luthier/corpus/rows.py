@@ -10,7 +10,7 @@ from pathlib import Path
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.hub import source_files
 from luthier.corpus.documents.read import read_documents
-from luthier.corpus.documents.tables import TABLE_ENDINGS, json_rows, read_table
+from luthier.corpus.documents.tables import TABLE_ENDINGS, Row, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
 from luthier.corpus.formats import LABEL, TEXT, line_cells
 from luthier.corpus.lines import Line, Problem, numbered_lines, read_head, read_lines
@@ -107,11 +107,19 @@ def read_file(
         numbered = ((cell.line, cell.problem or cell.values or {}) for cell in cells)
         yield from read_shape(numbered, Columns(TEXT, LABEL), name, source)
         return
+    yield from read_shape(table_rows(path, source, limits, block), reading.as_shape(), name, source)
+
+
+def table_rows(path: Path, source: Input, limits: Limits, block: Block | None = None) -> Iterator[Row]:
+    """The numbered rows of a table, or of a block of one, with all their columns."""
     if block is None:
-        rows = read_table(path, limits.line_bytes, limits.file_bytes)
-    else:
-        rows = json_rows(block_lines(path, block, limits.line_bytes))
-    yield from read_shape(rows, reading.as_shape(), name, source)
+        return read_table(path, limits.line_bytes, limits.file_bytes)
+    return json_rows(block_lines(path, block, limits.line_bytes))
+
+
+def is_table(path: Path, reading: Reading) -> bool:
+    """Whether what is read of a file are rows of named columns."""
+    return reading.shape not in (DOCUMENT, LINES) and (reading.shape != CONLL or ending_of(path) in TABLE_ENDINGS)
 
 
 def has_labels(path: Path, source: Input, limits: Limits) -> bool:

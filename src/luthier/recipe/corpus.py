@@ -211,6 +211,11 @@ class Corpus(Part):
     template: Templating = Field(default_factory=Templating, description="Training texts instead of records.")
     output: Literal["jsonl", "parquet"] = Field("jsonl", description="How shards are written.")
     write: WriteFormat = Field("luthier", description="The shape of the rows that are written.")
+    as_read: bool = Field(
+        False,
+        description="Write rows of tables as they were read, with all their columns, in the place of records in the "
+        "shape of `write`. Only where no step changes a record.",
+    )
     shard_rows: int = Field(50_000, ge=1, description="Rows of one shard.")
     max_dropped_share: float = Field(0.9, ge=0, le=1, description="More dropped rows than this is an error.")
     max_line_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Longer lines are dropped unread.")
