@@ -31,6 +31,7 @@ ARM_NAMES = {
     "generated": "written answers",
 }
 PLAIN_EVERY_SECONDS = 15.0
+MANY = 1_000_000  # from here on the share of a total is easier to read than the count
 MOST_LABELS = 40  # that are listed
 BESIDE = ("macro_f1",)  # figures that stand beside the deciding one, where a stage has them
 
@@ -152,7 +153,10 @@ class Plain:
         if now - self.last < PLAIN_EVERY_SECONDS or not done:
             return
         self.last = now
-        self.write(f"{place(self.stage, self.stages)} {self.stage}: {done}/{total}, {clock(left)} left {note}".rstrip())
+        self.write(
+            f"{place(self.stage, self.stages)} {self.stage}: {so_far(done, total)}, {clock(left)} left"
+            + (f", {note}" if note else "")
+        )
 
     def end(self, stage: str, cached: bool, note: str = "") -> None:
         """The stage's line."""
@@ -166,6 +170,11 @@ class Plain:
         """To standard error, unless quiet."""
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)
+
+
+def so_far(done: int, total: int) -> str:
+    """`3/9`; of bytes and the like the share."""
+    return f"{done}/{total}" if total < MANY else f"{done / total:.0%}"
 
 
 def place(stage: str, stages: list[str]) -> str:

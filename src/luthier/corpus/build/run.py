@@ -130,7 +130,9 @@ def do_units(units: list[Unit], corpus: Corpus, work: Path, listener: Listener, 
         for unit in finished(waiting, corpus, work, min(workers, len(waiting)), stop):
             done += unit.num_bytes
             ready += 1
-            listener.update(done, total, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {ready:,} of {len(units):,} units")
+            listener.update(
+                done, total, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {ready:,} of {len(units):,} units"
+            )
         left = sum(not is_done(work, unit) for unit in waiting) if stop.wanted else 0
         if left:
             stop.leave(f"{len(units) - left:,} of {len(units):,} units are done and kept")
