@@ -14,7 +14,7 @@ import yaml
 
 from luthier import __version__, signals
 from luthier.cli import screen
-from luthier.cli.screen import Pace
+from luthier.cli.screen import Pace, Plain
 from luthier.cli.sweep import print_sweep
 from luthier.recipe import dump_recipe, load_recipe, parse_recipe
 from luthier.run_folder import RunFolder
@@ -528,3 +528,18 @@ def test_bars_and_notes_are_shown_as_they_are():
         live.say("[/a].txt [bug]")
     lines = shown.getvalue()
     assert "[bug]" in lines and "[/SP] :car:" in lines and "[/a].txt [bug]" in lines
+
+
+def test_lines_of_progress_end_in_what_is_at_work(capsys, monkeypatch):
+    """Counts of steps and rows; of bytes the share. What is at work stands behind the time left."""
+    plain = Plain()
+    plain.plan(["rows"])
+    plain.begin("rows")
+    monkeypatch.setattr("luthier.cli.screen.PLAIN_EVERY_SECONDS", 0.0)
+    plain.update(3, 12, "loss 0.5")
+    plain.update(8_000_000, 11_000_000, "8.0 of 11.0 MB, 2 of 3 units")
+    plain.update(4, 12)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("[1/1] rows: 3/12, 0.0 s left, loss 0.5")
+    assert lines[1].startswith("[1/1] rows: 73%, ") and lines[1].endswith(" left, 8.0 of 11.0 MB, 2 of 3 units")
+    assert lines[2].endswith(" left")

@@ -122,8 +122,72 @@ def test_split_keeps_texts_and_groups(luthier, tmp_path):
         for line in path.read_text().splitlines():
             row = json.loads(line)
             assert row["text"].startswith("  a text  of")
-            sides.setdefault(row["source"]["group"], set()).add(path.name[:5])
+            sides.setdefault(row["author"], set()).add(path.name[:5])
     assert len(sides) == 10 and all(len(parts) == 1 for parts in sides.values())
+
+
+def rows_in(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_split_keeps_all_columns_and_each_labels_share(luthier, tmp_path):
+    """Rows come out as they went in; those that the split knows nothing of are named."""
+    rows = tmp_path / "bank.csv"
+    lines = [f'"where is, my card {i}?",{"lost" if i % 10 == 0 else "delay"},{i},"a ""note"""' for i in range(100)]
+    rows.write_text("question,category,id,note\n" + "\n".join(lines) + "\n")
+    words = ("data", "split", rows, "--out", tmp_path / "out", "--text", "question", "--test-share", 0.2)
+    code, _, err = luthier(*words, "--label", "category")
+    assert code == 0, err
+    assert (
+        "note: bank.csv: the columns id, note are kept, but not read. --label COLUMN gives each label its share." in err
+    )
+    parts = {
+        part: rows_in(tmp_path / "out" / "records" / f"{part}-00000.jsonl") for part in ("train", "validation", "test")
+    }
+    assert sorted(int(row["id"]) for part in parts.values() for row in part) == list(range(100))
+    assert parts["train"][0].keys() == {"question", "category", "id", "note"}
+    assert all(row["question"] == f"where is, my card {row['id']}?" for part in parts.values() for row in part)
+    assert {part: sum(row["category"] == "lost" for row in rows) for part, rows in parts.items()} == {
+        "train": 7, "validation": 1, "test": 2,
+    }  # fmt: skip
+    assert not (tmp_path / "out" / "work" / "as-read.jsonl").exists()
+
+
+def test_split_of_pairs_keeps_what_no_record_holds(luthier, tmp_path):
+    """Rows in the shape they came in; one that cannot be used stays out, and moves no other."""
+    rows = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}", "by": "x"} for n in range(30)]
+    rows.insert(3, {"prompt": "q", "chosen": "same", "rejected": "same"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, told, _ = luthier("data", "split", path, "--out", tmp_path / "out")
+    assert code == 0 and "31 rows in, 30 kept" in told
+    found = [row for part in (tmp_path / "out" / "records").glob("*.jsonl") for row in rows_in(part)]
+    del rows[3]
+    assert sorted(map(str, found)) == sorted(map(str, rows))
+
+
+def test_peek_and_prepare_name_columns_that_nothing_reads(luthier, tmp_path):
+    path = tmp_path / "bank.jsonl"
+    path.write_text("".join(json.dumps({"text": f"card {n}", "category": "lost", "id": n}) + "\n" for n in range(9)))
+    told = "bank.jsonl: nothing reads the columns category, id: they are in no record. To read a label, name its column"
+    code, out, err = luthier("data", "peek", path, "--rows", 1)
+    assert code == 0 and told in err and "category" not in out
+    code, out, err = luthier("data", "peek", path, "--rows", 1, "--label", "category")
+    assert code == 0 and "nothing reads the column id: it is in no record." in err and "label: lost" in out
+    code, out, err = luthier("data", "prepare", path, "--out", tmp_path / "out", "--json")
+    assert code == 0 and json.loads(out)["inputs"][0]["unread_columns"] == ["category", "id"]
+    (tmp_path / "r.yaml").write_text("data: {}\n")
+    code, _, err = luthier("data", "peek", tmp_path / "r.yaml", "--label", "x")
+    assert code == 1 and "--text and --label are for files" in err
+
+
+@pytest.mark.parametrize(
+    "setting", ["steps.repair.enabled=true", "steps.personal.action=mask", "duplicates.lines=true"]
+)
+def test_rows_are_not_written_as_read_where_a_step_changes_them(luthier, chat, tmp_path, setting):
+    words = ("--set", "as_read=true", "--set", "steps.repair.enabled=false", "--set", setting)
+    code, _, err = luthier("data", "prepare", chat, "--out", tmp_path / "out", *words)
+    assert code == 1 and f"as_read: rows are written as they were read, which {setting.partition('=')[0]} would" in err
 
 
 def test_audit_shows_pairs_and_says_so_by_its_exit_code(luthier, tmp_path):

@@ -100,6 +100,33 @@ def test_copies_and_near_copies_go_and_are_told(tmp_path):
     assert "rows.jsonl line 8" in render_data_page(ledger)
 
 
+def test_near_copies_are_shown_from_where_they_differ(tmp_path):
+    """A word in the middle of a long text, behind more than a page can show; an address right before it is masked."""
+    words = [f"word{n}" for n in range(600)]
+    other = [*words[:350], "anna@example.com", "changed", *words[351:]]
+    rows = [{"text": " ".join([*words[:350], "anna@example.com", *words[350:]])}, {"text": " ".join(other)}]
+    ledger = prepared(tmp_path / "out", [write_rows(tmp_path / "rows.jsonl", rows)])
+    (member,) = ledger["clusters"][0]["members"]
+    assert member["kept_text"].startswith("[...] word343 ") and " <EMAIL> word350 word351" in member["kept_text"]
+    assert " <EMAIL> changed word351 " in member["text"]
+    page = render_data_page(ledger)
+    assert "<mark>word350</mark>" in page and "<mark>changed</mark>" in page and page.count("<mark>") == 3
+
+
+def test_excerpts_hold_no_personal_data_where_it_is_only_counted(tmp_path):
+    """The default: records are left as they are; page, ledger and the list of dropped rows hold no address."""
+    rows = [{"text": f"Text number {n} of some length, write to anna.bauer{n}@example.com about it."} for n in range(4)]
+    rows += [rows[0], {"text": rows[1]["text"].replace("about", "today about")}, {"text": ""}]
+    ledger = prepared(tmp_path / "out", [write_rows(tmp_path / "r.jsonl", rows)], "duplicates.near=0.6")
+    assert ledger["personal"]["email"]["count"] == 6 and set(reasons(ledger)) >= {"duplicate", "near_duplicate"}
+    assert "anna.bauer1@" in (tmp_path / "out" / "records" / "train-00000.jsonl").read_text()
+    for text in (
+        render_data_page(ledger),
+        *((tmp_path / "out" / f).read_text() for f in ("ledger.json", "dropped.jsonl")),
+    ):
+        assert "anna.bauer" not in text and "EMAIL" in text
+
+
 def test_the_split_is_stratified_and_the_same_again(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", labelled(200))
     settings = ("split.test_share=0.2", "split.validation_share=0.1")

@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.docx import zip_problem
 from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.hub import found_files
 from luthier.corpus.documents.pdf import join_pages, mend_hyphens
 from luthier.corpus.documents.read import read_documents
 from luthier.corpus.documents.unpack import UnpackError, ending_of, open_bytes, read_bytes
 from luthier.errors import DataError
+from luthier.recipe.corpus import Input
 from luthier.records import Document, Source
 
 
@@ -496,3 +498,103 @@ def test_any_bytes_give_a_document_or_a_problem(
     head = {"pdf": b"%PDF-1.4\n", "docx": b"PK\3\4", "html": b"<p>"}.get(ending, b"")
     found = one(write(tmp_path_factory.getbasetemp(), f"any.{ending}", head + raw))
     assert (found.text.strip() != "") if isinstance(found, Document) else found.problem.detail
+
+
+# --- data sets of the hub ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts files of the data set some/rows into the cache; without a network that is all there is."""
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("luthier.corpus.documents.hub.fetch_from_hub", lambda *asked: "no network")
+    folder = tmp_path / "home" / "datasets" / "some--rows"
+
+    def put(*names: str, readme: str = "") -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text('{"text": "a"}\n')
+        if readme:
+            (folder / "README.md").write_text(f"---\n{readme}---\n# Rows\n")
+
+    return put
+
+
+def of_hub(**settings) -> tuple[list[str], str]:
+    """Names of the files that are read, and what is said to be left out."""
+    found = found_files(Input.model_validate({"path": "hub:some/rows", **settings}))
+    return [path.name for path in found.files], found.left_out
+
+
+def test_of_a_hub_data_set_the_training_split_is_read(hub):
+    hub("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet",
+        "data/validation.jsonl", "notes.csv", "dataset_infos.json")  # fmt: skip
+    names, left_out = of_hub()
+    assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    assert left_out == (
+        "hub:some/rows: the split train is read; left out: the splits test, validation; files of no split (notes.csv)."
+    )
+    assert of_hub(split="test")[0] == ["test-00000-of-00001.parquet"]
+    assert of_hub(path="hub:some/rows/data/*.parquet")[0][0] == "test-00000-of-00001.parquet", "named as they are"
+    assert of_hub(path="hub:some/rows/data/*.parquet", split="test")[0] == ["test-00000-of-00001.parquet"]
+    with pytest.raises(DataError) as refused:
+        of_hub(split="tset")
+    assert str(refused.value) == (
+        'hub:some/rows: has no split "tset"; there is test, train, validation. Say which: {path: hub:some/rows, split: '
+        "test}, or name files: hub:some/rows/PATH."
+    )
+
+
+def test_files_that_name_no_split_are_all_for_training(hub):
+    hub("rows.json", "more.csv", "dataset_info.json")
+    assert of_hub() == (["more.csv", "rows.json"], "")
+
+
+def test_of_several_configurations_one_has_to_be_named(hub):
+    """As the README tells them: its patterns decide, not the names of files."""
+    hub("en/a.jsonl", "en/b.jsonl", "de/a.jsonl", readme="""configs:
+- {config_name: en, data_files: [{split: train, path: en/a*}, {split: test, path: [en/b.jsonl]}]}
+- {config_name: de, data_files: "de/*.jsonl"}
+""")  # fmt: skip
+    with pytest.raises(DataError) as refused:
+        of_hub()
+    assert str(refused.value) == (
+        "hub:some/rows: has 2 configurations: en, de. Say which: {path: hub:some/rows, config: en}."
+    )
+    assert of_hub(config="en") == (
+        ["a.jsonl"],
+        "hub:some/rows: the split train is read; left out: the split test; the configurations de.",
+    )
+    assert of_hub(config="en", split="test")[0] == ["b.jsonl"]
+    with pytest.raises(DataError, match='no configuration "ed"; there is en, de'):
+        of_hub(config="ed")
+
+
+def test_a_default_configuration_is_read(hub):
+    hub("en.jsonl", "de.jsonl", readme="""configs:
+- {config_name: de, data_files: de.jsonl}
+- {config_name: en, data_files: en.jsonl, default: true}
+""")  # fmt: skip
+    assert of_hub()[0] == ["en.jsonl"] and of_hub(config="de")[0] == ["de.jsonl"]
+
+
+def test_folders_with_training_rows_each_are_configurations(hub):
+    hub("en/train.csv", "en/test.csv", "de/train.csv")
+    with pytest.raises(DataError, match="has 2 configurations: de, en"):
+        of_hub()
+    assert of_hub(config="en")[0] == ["train.csv"]
+
+
+def test_a_split_that_is_not_in_the_cache_is_said(hub):
+    hub("train.csv", readme="""configs:
+- {config_name: default, data_files: [{split: train, path: train.csv}, {split: test, path: test.csv}]}
+""")  # fmt: skip
+    assert of_hub()[0] == ["train.csv"]
+    with pytest.raises(DataError, match='the files of the split "test" \\(test.csv\\) are neither in the cache nor'):
+        of_hub(split="test")
+
+
+def test_splits_are_for_the_hub(tmp_path):
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    with pytest.raises(DataError, match=r"a.csv: split is for data sets of the hub \(hub:OWNER/NAME\)"):
+        found_files(Input(path=str(tmp_path / "a.csv"), split="test"))

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
-from luthier.report.data_page import data_sheet, marked_pair, quantile, render_data_page, write_data_page
+from luthier.report.data_page import (
+    data_sheet,
+    largest_reason,
+    marked_pair,
+    quantile,
+    render_data_page,
+    write_data_page,
+)
 from luthier.report.histogram import Histogram, histogram_plot
 
 EVIL = '<script>alert("x")</script> & {{ 7*7 }} <img src=x onerror=y>'
@@ -161,6 +168,53 @@ def test_sections_that_looked_and_found_nothing_say_so():
 def test_words_that_differ_are_marked_on_both_sides(left, right, marked):
     """White space does not count as a difference."""
     assert tuple(map(str, marked_pair(left, right))) == marked
+
+
+def test_what_is_cut_off_is_no_difference():
+    """A word is in one text alone; of both the same number of characters is known, so their ends are not the same."""
+    words = [f"w{n}" for n in range(60)]
+    left = " ".join([*words[:10], "more", *words[10:40]]) + " [...]"
+    right = " ".join(words[:41]) + " [...]"
+    shown = tuple(map(str, marked_pair(left, right)))
+    assert [text.count("<mark>") for text in shown] == [1, 0] and "<mark>more</mark>" in shown[0]
+    assert shown[1].endswith("w40 [...]")
+    assert tuple(map(str, marked_pair("a b [...]", "a c d [...]"))) == (
+        "a <mark>b</mark> [...]",
+        "a <mark>c d</mark> [...]",
+    ), "the first difference is one"
+
+
+def test_a_pair_is_compared_beyond_what_is_shown():
+    left, right = ("x " + " ".join(f"{side}{n}" if n == 1 else f"w{n}" for n in range(300)) for side in "lr")
+    shown = tuple(map(str, marked_pair(left, right, 30)))
+    assert shown == (
+        "x w0 <mark>l1</mark> w2 w3 w4 w5 w6 w7 w8 [...]",
+        "x w0 <mark>r1</mark> w2 w3 w4 w5 w6 w7 w8 [...]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [((5, 3), " Most often the reason was: a."), ((5, 5), ""), ((5,), " The reason was: a."), ((), "")],
+)
+def test_the_most_frequent_reason_is_named_where_there_is_one(counts, told):
+    assert (
+        largest_reason([{"reason": name, "count": number} for name, number in zip("ab", counts, strict=False)]) == told
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("off", "Nothing was looked for (steps.personal.action: off)."),
+        ("report", "stands as its type alone; the records themselves still hold it."),
+        ("mask", "stands as its type alone; in the records too."),
+        ("drop", "stands as its type alone; the records that held it were dropped."),
+    ],
+)
+def test_what_became_of_personal_data_is_said(action, told):
+    settings = {"steps": {"personal": {"action": action}}}
+    assert told in text_of(render_data_page(make_ledger(settings=settings)))
 
 
 def test_long_texts_and_long_lists_are_cut():

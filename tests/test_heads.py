@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.plain import Columns
 from luthier.errors import DataError, RecipeError, TrainingError
-from luthier.methods.base import Batch, Example, Outputs, make_batch
+from luthier.methods.base import Batch, Example, Outputs, make_batch, mean_ratio
 from luthier.methods.heads import ClassifyHead, MultiLabelHead, OrdinalHead, RegressHead, TagHead, losses
 from luthier.methods.heads.ordinal import Thresholds
 from luthier.methods.heads.texts import text_sequences, word_sequences
@@ -71,10 +71,10 @@ def batch_of(gold: list[tuple[float, ...]], spans: list[int] | None = None) -> B
 
 
 def figures(method, logits: torch.Tensor, batch: Batch) -> dict[str, float]:
-    """Each figure: the sum of what its rows have over the sum of what they count."""
+    """Each figure: the sum of what its rows have over the sum of what they count, or the mean over labels of that."""
     found = method.scores(Outputs(logits_PL=logits), batch)
-    assert all(above.shape == below.shape == (batch.num_rows,) for above, below in found.values())
-    return {name: float(above.sum() / below.sum()) for name, (above, below) in found.items()}
+    assert all(above.shape == below.shape and len(above) == batch.num_rows for above, below in found.values())
+    return {name: mean_ratio(above.sum(0).numpy(), below.sum(0).numpy()) for name, (above, below) in found.items()}
 
 
 # --- losses by hand ---------------------------------------------------------------------------------------------
@@ -288,7 +288,16 @@ def test_no_bias_makes_a_probability_negative(bias, score):
 def test_classify_figures():
     method = ClassifyHead(labels=("a", "b"), label_weights=(1.0, 1.0))
     found = figures(method, float64([2, 1], [2, 1], [0, 1]), batch_of([(0,), (1,), (-1,)]))
-    assert found == {"accuracy": pytest.approx(1 / 3)}, "a label that is not known is wrong"
+    assert found == {"accuracy": pytest.approx(1 / 3), "macro_f1": pytest.approx(2 / 9)}, "what is not known is wrong"
+
+
+def test_macro_f1_of_a_classifier_equals_scikit_learn():
+    """Rows of a label that is not known count as one label more."""
+    method = ClassifyHead(labels=("a", "b", "c", "d"), label_weights=(1.0,) * 4)
+    gold, logits = [0, 1, 1, 2, 0, -1, 2, 2, 1, -1], draw(10, 4)
+    logits[:, 3] = -9.0  # d is never given and never gold: it has no part in the mean
+    found = figures(method, logits, batch_of([(g,) for g in gold]))
+    assert found["macro_f1"] == pytest.approx(f1_score(gold, logits.argmax(1), average="macro", zero_division=0))
 
 
 def test_multilabel_figures_equal_scikit_learn():
@@ -299,9 +308,11 @@ def test_multilabel_figures_equal_scikit_learn():
     found = figures(method, logits, batch_of([(*row, 0.0) for row in gold.tolist()]))
     assert found["micro_f1"] == pytest.approx(f1_score(gold.int(), given, average="micro"))
     assert found["exact_match"] == pytest.approx(accuracy_score(gold.int(), given))
+    assert found["macro_f1"] == pytest.approx(f1_score(gold.int(), given, average="macro"))
     tp, positives = float((given * gold).sum()), float(given.sum() + gold.sum())
     more = figures(method, logits, batch_of([(*row, 1.0) for row in gold.tolist()]))
-    assert more == {"micro_f1": pytest.approx(2 * tp / (positives + 8)), "exact_match": 0.0}
+    assert more["macro_f1"] == pytest.approx(found["macro_f1"] * 3 / 4), "one label more, which is never given"
+    assert (more["micro_f1"], more["exact_match"]) == (pytest.approx(2 * tp / (positives + 8)), 0.0)
 
 
 def test_ordinal_figures_by_hand():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from sklearn.metrics import f1_score
 
 from luthier.evaluation import held_out
 from luthier.evaluation.held_out import by_group, change, change_p, figure, ratio, resampled_ratios, score_rows
@@ -34,6 +35,36 @@ def test_sums_by_group_by_hand():
     )
     assert above.tolist() == [4.0, 2.0] and below.tolist() == [40.0, 20.0]
     assert ratio(above, below) == 0.1
+
+
+def test_a_mean_of_ratios_by_hand():
+    """Groups a b a; labels 0 and 1 have 4 / 40 and 2 / 4, label 2 has nothing below: it is left out."""
+    above_BL = np.array([[1.0, 2.0, 0.0], [NAN, NAN, NAN], [3.0, 0.0, 0.0]])
+    below_BL = np.array([[10.0, 3.0, 0.0], [NAN, NAN, NAN], [30.0, 1.0, 0.0]])
+    above, below = by_group((above_BL, below_BL), ["a", "b", "a"])
+    assert above.tolist() == [[4.0, 2.0, 0.0]] and below.tolist() == [[40.0, 4.0, 0.0]]
+    assert ratio(above, below) == pytest.approx(0.3)
+
+
+def test_the_interval_of_a_macro_f1_agrees_with_scipy_and_scikit_learn():
+    """The same rows drawn by scipy, their F1 by scikit-learn: the same interval. p of no change is 1, of a gain small."""
+    rng = np.random.default_rng(0)
+    gold = rng.choice(3, 90, p=[0.6, 0.3, 0.1])
+    good, poor = (np.where(rng.random(90) < share, gold, rng.choice(3, 90)) for share in (0.8, 0.1))
+
+    def sums(given):
+        there, wanted = given[:, None] == np.arange(3), gold[:, None] == np.arange(3)
+        return 2.0 * (there & wanted), there.astype(float) + wanted
+
+    found = figure(sums(good), 5_000, 1, 0.9)
+    assert found.value == pytest.approx(f1_score(gold, good, average="macro"))
+    wanted = scipy.stats.bootstrap(
+        (gold, good), lambda g, p: f1_score(g, p, average="macro"), n_resamples=600, paired=True, vectorized=False,
+        method="percentile", confidence_level=0.9, random_state=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.03)
+    assert change_p(sums(good), sums(good), 500, 0) == 1.0 and change_p(sums(poor), sums(good), 500, 0) < 0.01
+    assert change(sums(poor), sums(good), 500, 0, 0.95).low > 0
 
 
 def test_a_figure_that_no_row_has_is_nan():

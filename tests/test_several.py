@@ -17,7 +17,7 @@ from luthier.cli.screen import print_stages
 from luthier.errors import RecipeError, RunError
 from luthier.evaluation.held_out import score_rows
 from luthier.files import sha256
-from luthier.methods.base import Example, LossOut, Outputs, make_batch
+from luthier.methods.base import Example, LossOut, Outputs, make_batch, mean_ratio
 from luthier.methods.several import Part, Several, shares_of, task_key
 from luthier.models import load_model
 from luthier.recipe import Lora, Training
@@ -281,7 +281,7 @@ def test_a_stage_of_three_tasks(tasks, tiny_path, tmp_path, capsys):
     asked_by_task(value, recipe, tmp_path / "run")
     print_stages(result, tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("all.three") for line in lines) == 3
+    assert sum(line.startswith("all.three") for line in lines) == 4, "macro-F1 stands beside accuracy"
     assert all(any(f" {name}/" in line for line in lines) for name in tasks), "a line for each task"
 
 
@@ -327,9 +327,13 @@ def checked_by_hand(value, recipe, folder):
     test = run.examples(Start(learner, whole.model, None))["test"]
     found = score_rows(learner, run.objective, test, 4096)
     for name, pair in value["figures"].items():
-        above, below = (np.nansum(column) for column in found[name])
-        if below:
-            assert pair["after"]["value"] == pytest.approx(above / below, rel=1e-4), name
+        above, below = (np.nansum(column, axis=0) for column in found[name])
+        if np.any(below):
+            assert pair["after"]["value"] == pytest.approx(mean_ratio(above, below), rel=1e-4), name
+    assert value["labels"] == [] and value["tasks"]["train"]["numbers"]["test"]["mean"] > 0
+    assert {row["label"] for row in value["tasks"]["keys"]["labels"]} == {
+        row.label for part in ("train", "validation", "test") for row in getattr(run.tasks["keys"].rows, part)
+    }
 
 
 def test_one_verdict_for_all():

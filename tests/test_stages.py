@@ -5,10 +5,12 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from peft import PeftModel
+from sklearn.metrics import precision_recall_fscore_support
 from transformers import AutoModelForCausalLM
 
 from luthier.corpus.wire import to_json
@@ -17,16 +19,18 @@ from luthier.methods.base import make_batch
 from luthier.methods.conversations import ConversationSft
 from luthier.methods.documents import DocumentClm
 from luthier.methods.heads.tag import TagHead
+from luthier.methods.registry import make_stage_method
 from luthier.models import load_model
 from luthier.progress import Silent
 from luthier.prompts import Dialogue, Layout, PromptError
-from luthier.recipe.methods import Clm
+from luthier.recipe.methods import Classify, Clm, MultiLabel, Ordinal
 from luthier.recipe.stages import Rows, load_stages, parse_stages
-from luthier.records import Completion, Conversation, Document, Ledger, Message, Source
+from luthier.records import Completion, Conversation, Document, Dropped, Labelled, Ledger, Message, Source
 from luthier.stages import train
 from luthier.stages.chain import Left, start_stage
+from luthier.stages.labels import label_counts, label_rows, missing_notes, strata, untested
 from luthier.stages.peeking import peek_stages
-from luthier.stages.rows import gather, viewed_rows
+from luthier.stages.rows import gather, lost_share, refuse_losses, viewed_rows
 from luthier.stopped import Stopped
 from luthier.training.learner import load_learner
 from tiny import tiny_tokenizer
@@ -148,9 +152,126 @@ def test_a_number_of_rows_is_taken_by_seed_and_said(tmp_path):
     few = {"max_rows": 5, "max_test_rows": 3, "test_share": 0.25}
     found, other = (gather(rows(train=path, **few), SFT, seed) for seed in (0, 1))
     assert (len(found.train), len(found.test)) == (5, 3)
-    assert found.ledger.notes == ["train: 5 of 39 rows taken, by seed.", "test: 3 of 15 rows taken, by seed."]
+    assert found.ledger.notes == [
+        "train: 5 of 39 rows taken, by seed.",
+        "validation: 1 of 6 rows taken, by seed.",
+        "test: 3 of 15 rows taken, by seed.",
+    ]
+    assert found.ledger.rows_in == {"train": 39, "validation": 6, "test": 15}, "all that were read"
+    assert found.ledger.reasons("train") == {"not_taken": 34} and found.ledger.dropped == []
     assert set(found.train) != set(other.train)
     sums(found.ledger)
+
+
+def test_what_is_dropped_is_set_against_all_rows_read_not_those_taken(tmp_path):
+    """Ten copies among 110 rows are no reason to refuse the 20 that are taken of them."""
+    path = write_lines(tmp_path / "a.jsonl", [talk_row(n) for n in [*range(100), *range(10)]])
+    found = gather(rows(train=path, max_rows=12, max_test_rows=6, max_dropped_share=0.1), SFT, 0)
+    assert sum(found.ledger.rows_in.values()) == 110 and len(found.ledger.dropped) == 10
+    sums(found.ledger)
+
+
+def test_rows_lost_when_they_are_viewed_count_among_those_taken():
+    """10 of 102 rows lost when read, 22 of the 92 good ones taken, 12 of those lost: 1 - 92/102 * 10/22."""
+    line = Dropped("train", Source("a", 1), "too_long", "it has over 9 tokens.", "")
+    ledger = Ledger(
+        rows_in={"train": 100, "validation": 1, "test": 1},
+        kept={"train": 8, "validation": 1, "test": 1},
+        dropped=[line] * 22,
+        not_taken={"train": 70},
+        taken={"train": 20, "validation": 1, "test": 1},
+    )
+    ledger.check()
+    assert lost_share(ledger) == pytest.approx(1 - (92 / 102) * (10 / 22))
+    with pytest.raises(DataError, match="10 of 102 rows and 12 of the 22 taken were dropped, more than"):
+        refuse_losses(ledger, rows(train="a.jsonl"))
+
+
+def labelled_rows(folder: Path, counts: dict[str, int]) -> str:
+    rows = [
+        {"text": f"{label} {WORDS[n % 9]} {n}", "label": label} for label, size in counts.items() for n in range(size)
+    ]
+    return write_lines(folder / "labels.jsonl", rows)
+
+
+@pytest.mark.parametrize("name", ["classify", "ordinal", "multilabel"])
+def test_each_label_has_its_share_in_every_part(tmp_path, name):
+    """A rare label as well, with every seed, and where only some of the rows are taken."""
+    settings = {"classify": Classify(), "ordinal": Ordinal(labels=["fine", "fraud"]), "multilabel": MultiLabel()}
+    method = make_stage_method(settings[name])
+    path = labelled_rows(tmp_path, {"fine": 190, "fraud": 10})
+    for seed in range(6):
+        found = gather(rows(train=path, test_share=0.2, validation_share=0.1), method, seed)
+        parts = {"train": found.train, "validation": found.validation, "test": found.test}
+        assert label_counts(method, parts)["fraud"] == {"train": 7, "validation": 1, "test": 2}
+        few = gather(rows(train=path, test_share=0.2, max_rows=70, max_test_rows=20), method, seed)
+        counts = label_counts(method, {"train": few.train, "test": few.test})
+        assert counts["fraud"] == {"train": pytest.approx(3.5, abs=1), "test": 1}
+
+
+def test_the_rarest_of_several_labels_decides_where_a_row_counts():
+    method = make_stage_method(MultiLabel())
+    texts = ["a", "a,b", "a,c", "b", "none"]
+    assert strata(method, [Labelled("x", label, Source("a", 1), "") for label in texts]) == ["a", "b", "c", "b", ""]
+
+
+def test_groups_stay_whole_where_labels_have_their_share(tmp_path):
+    many = [
+        {"text": f"{WORDS[n % 9]} {n}", "label": "fraud" if n % 30 < 3 else "fine", "group": f"g{n // 3}"}
+        for n in range(300)
+    ]
+    source = {"path": write_lines(tmp_path / "a.jsonl", many), "label": "label", "group": "group"}
+    found = gather(rows(train=[source], test_share=0.2), make_stage_method(Classify()), 0)
+    sides = [{row.source.group for row in part} for part in (found.train, found.validation, found.test)]
+    assert sum(map(len, sides)) == 100
+    assert sum(row.label == "fraud" for row in found.test) == 6
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "regress"])
+def test_a_look_at_the_rows_of_a_head_shows_what_it_should_answer(kind, tiny_path, tmp_path, luthier):
+    texts = [f"{WORDS[n % 9]} {WORDS[n % 7]} {n}" for n in range(20)]
+    many = {
+        "classify": [{"text": text, "label": "rare" if n < 4 else "usual"} for n, text in enumerate(texts)],
+        "regress": [{"text": text, "label": n} for n, text in enumerate(texts)],
+        "tag": [{"words": text.split(), "tags": ["B-X", "I-X", "O"]} for text in texts],
+    }[kind]
+    data = {"train": write_lines(tmp_path / "rows.jsonl", many), "test_share": 0.25, "validation_share": 0.25}
+    recipe = {"model": str(tiny_path), "stages": [{"method": kind, "data": data}]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, out, _ = luthier("data", "peek", str(tmp_path / "recipe.yaml"), "--rows", "1")
+    assert code == 0 and "; read by a head" in " ".join(out.split()) and "trained in an epoch" not in out
+    told = {
+        "classify": "usual      8           4     4",
+        "regress": "train: numbers from ",
+        "tag": "B-X       10           5     5",
+    }
+    assert told[kind] in out
+    answer = {"classify": r"rows.jsonl line \d+: (rare|usual)\n", "regress": r"rows.jsonl line \d+: \d+\n",
+              "tag": r"rows.jsonl line \d+: \w+/B-X \w+/I-X \d+\n"}  # fmt: skip
+    assert re.search(answer[kind], out), out
+
+
+def test_labels_without_a_held_out_row_are_said():
+    counts = {"fine": {"train": 9, "validation": 2, "test": 3}, "fraud": {"train": 4, "validation": 0, "test": 0}}
+    assert missing_notes(counts, ("train", "validation", "test")) == [
+        'validation: no row has the label "fraud": the best step is chosen without it. Give more rows of it, or a '
+        "larger share.",
+        'test: no row has the label "fraud": the figures say nothing of it. Give more rows of it, or a larger share.',
+    ]
+    assert missing_notes(counts, ("train",)) == []
+    assert untested(counts) == ' No test row has the label "fraud".'
+
+
+def test_label_by_label_figures_equal_scikit_learn():
+    gold, given = np.array([0, 0, 1, 1, 1, 2]), np.array([0, 1, 1, 1, 2, 1])
+    there, wanted = given[:, None] == np.arange(4), gold[:, None] == np.arange(4)
+    method = make_stage_method(Classify()).fitted([Labelled("x", label, Source("a", 1), "") for label in "abcd"])
+    counts = {label: {"train": 5, "test": int((gold == i).sum())} for i, label in enumerate("abcd")}
+    found = label_rows(counts, (2.0 * (there & wanted), there.astype(float) + wanted), method)
+    scores = precision_recall_fscore_support(gold, given)
+    for row, precision, recall, f1 in zip(found[:3], *scores[:3], strict=True):
+        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision, recall, f1))
+    assert found[3] == {"label": "d", "rows": {"train": 5, "test": 0}, "precision": None, "recall": None, "f1": None}
 
 
 def test_no_rows_left_says_why(tmp_path):

@@ -68,6 +68,9 @@ def make_stages_result() -> dict[str, Any]:
     tag = make_stage(
         "entities", "tag", figures, higher_is_better=True, start="continue",
         verdict="better: entity f1 0.71 beside 0.42 of lexicon on 40 held-out rows, difference +0.29 [+0.23, +0.35].",
+        labels=[{"label": "B-BREAD", "rows": {"train": 61, "validation": 5, "test": 17}, "precision": 0.875,
+                 "recall": 0.8125, "f1": None}],
+        numbers={},
         rivals=[{"name": "most frequent tag", "about": "each word's commonest tag"},
                 {"name": "lexicon", "about": "the longest match of training entities"}],
     )  # fmt: skip
@@ -115,6 +118,7 @@ def text() -> str:
         "3,107", "4,884,480", "211", "83.4 s", "best: step 8", "1.507", "5,120", "15,360",
         # rows
         "−7", "wrong kind", "chats.jsonl line 9", "train: 200 of 311 rows taken, by seed.",
+        "Label by label", "B-BREAD 61 5 17 0.875 0.8125 –",
         # matrix, recipe, environment, use
         "1.625 1.575 to 1.675", "forgotten", "- method: {kind: sft}", "134,515,008", "2.8.0+cpu",
         "runs/x/stages/entities/adapter", "luthier answer RUN_FOLDER --stage chats --text",
@@ -122,6 +126,25 @@ def text() -> str:
 )  # fmt: skip
 def test_every_number_is_on_the_page(expected: str, text: str) -> None:
     assert expected in text
+
+
+def test_rows_that_are_not_taken_are_not_called_dropped(result: dict[str, Any]) -> None:
+    ledger = result["stages"][0]["ledger"]
+    ledger["rows_in"]["train"], ledger["reasons"]["train"]["not_taken"] = 407, 200
+    assert "Dropped in all 7 0 1 Not taken 200 0 0 Kept 200" in Reader(render_stages_page(result)).text
+
+
+def test_many_labels_and_numbers_of_rows(result: dict[str, Any]) -> None:
+    """A long list of labels is folded; of numbers the page says where they lie; each task has its own."""
+    rows = [{"label": f"L{n}", "rows": {"train": n, "test": 1}} for n in range(30)]
+    numbers = {"train": {"mean": 2.5, "lowest": 1.0, "median": 2.25, "highest": 4.75}}
+    result["stages"][1]["tasks"] = {
+        "kind": {"labels": rows, "numbers": {}},
+        "score": {"labels": [], "numbers": numbers},
+    }
+    reader = Reader(render_stages_page(result))
+    assert "Label by label: kind All 30 labels" in reader.text and "L29 29 1" in reader.text
+    assert "Numbers of the rows: score" in reader.text and "train 2.5 1 2.25 4.75" in reader.text
 
 
 def test_the_page_loads_nothing_and_its_links_lead_inside(result: dict[str, Any]) -> None:

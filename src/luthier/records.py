@@ -249,22 +249,28 @@ class Dropped:
     text: str
 
 
+NOT_TAKEN = "not_taken"  # stands among the reasons, but such a row is not dropped: it is as good as the others
+
+
 @dataclass
 class Ledger:
-    """Every row is accounted for: rows in = rows kept + rows dropped, for each split."""
+    """Every row is accounted for: rows in = rows kept + rows dropped + rows not taken, for each split."""
 
     rows_in: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     dropped: list[Dropped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    not_taken: dict[str, int] = field(default_factory=dict)  # good rows beyond the number that was asked for
+    taken: dict[str, int] = field(default_factory=dict)  # rows that were left to use once all were read
 
     def reasons(self, split: str) -> dict[str, int]:
-        """Dropped rows of one split, counted by reason."""
+        """Rows of one split that are not kept, counted by reason; those not taken come last."""
         counts: dict[str, int] = {}
         for row in self.dropped:
             if row.split == split:
                 counts[row.reason] = counts.get(row.reason, 0) + 1
-        return counts
+        untaken = self.not_taken.get(split, 0)
+        return {**counts, NOT_TAKEN: untaken} if untaken else counts
 
     def check(self) -> None:
         """Our own invariant: nothing vanished."""

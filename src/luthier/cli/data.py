@@ -89,9 +89,7 @@ def convert_command(
         ),
     ] = "auto",
     text: TextColumn = None,
-    label: Annotated[
-        str | None, typer.Option(help="Column of the label, of plain columns.", show_default=False)
-    ] = None,
+    label: LabelColumn = None,
     pairs: Annotated[
         Literal["all", "ends"], typer.Option(help="Of a ranking: all pairs, or ends (best against worst).")
     ] = "all",
@@ -118,6 +116,8 @@ def split_command(
     test_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share held out.")] = 0.1,
     validation_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share set aside for choosing.")] = 0.1,
     by: Annotated[Literal["seed", "time"], typer.Option(help="seed, or time: the newest rows are test.")] = "seed",
+    text: TextColumn = None,
+    label: LabelColumn = None,
     group: Annotated[str | None, typer.Option(help="Column that keeps rows together.", show_default=False)] = None,
     frozen: Annotated[
         Path | None, typer.Option(help="File of frozen test rows: written, then obeyed.", show_default=False)
@@ -125,7 +125,7 @@ def split_command(
     seed: Annotated[int, typer.Option(min=0, help="Another seed is another split.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Split records without changing them: stratified, groups whole, exact copies out."""
+    """Split rows without changing them: each label its share, groups whole, exact copies out, all columns kept."""
     from luthier.cli.screen import print_ledger, screen
     from luthier.corpus.build import prepare_corpus
     from luthier.corpus.exchange import split_corpus
@@ -136,7 +136,7 @@ def split_command(
         "by": by,
         "frozen": None if frozen is None else str(frozen.absolute()),
     }
-    corpus = split_corpus(sources, settings, group, seed)
+    corpus = split_corpus(sources, settings, {"text": text, "label": label, "group": group}, seed)
     with screen(quiet=as_json) as listener:
         ledger = prepare_corpus(corpus, out, listener)
     if as_json:
@@ -150,6 +150,7 @@ def audit_command(
     train: Annotated[str, typer.Argument(metavar="TRAIN", help="File, folder or glob.", show_default=False)],
     test: Annotated[str, typer.Argument(metavar="TEST", help="File, folder or glob.", show_default=False)],
     text: TextColumn = None,
+    label: LabelColumn = None,
     ngram_words: Annotated[int, typer.Option(min=3, help="A shared run of this many words counts.")] = 13,
     near: Annotated[float, typer.Option(min=0, max=1, help="So does this Jaccard similarity.")] = 0.8,
     probes: Annotated[bool, typer.Option(help="Also look for known benchmarks in TRAIN.")] = True,
@@ -159,9 +160,8 @@ def audit_command(
     """Say which training rows stand in the test, with the words that agree. Deletes nothing; exit code 3 if any."""
     from luthier.corpus.exchange import audit_files, input_of
 
-    found = audit_files(
-        input_of(train, text), input_of(test, text), {"ngram_words": ngram_words, "near": near, "probes": probes}
-    )
+    settings = {"ngram_words": ngram_words, "near": near, "probes": probes}
+    found = audit_files(input_of(train, text, label), input_of(test, text, label), settings)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
@@ -188,9 +188,13 @@ def peek_command(
     sources: Sources,
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+    text: TextColumn = None,
+    label: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
     """Of a recipe: ledger, labels, lengths, rows with trained and untrained tokens. Of files: the first records."""
+    if is_recipe(sources) and (text is not None or label is not None):
+        raise DataError("--text and --label are for files; a recipe names the columns of its inputs itself.")
     if is_recipe(sources) and not prepares(sources[0]):
         from luthier.cli.screen import Plain, print_peek, print_peek_stages
         from luthier.peek import peek
@@ -210,9 +214,14 @@ def peek_command(
         typer.echo(json.dumps(found, ensure_ascii=False)) if as_json else print_peek(found)
         return
     from luthier.cli.screen import print_records
-    from luthier.corpus.exchange import first_records
+    from luthier.corpus.build.units import limits_of
+    from luthier.corpus.exchange import first_records, with_columns
+    from luthier.corpus.unread import unread_notes
 
-    records = first_records(corpus_from(sources, overrides or []), rows)
+    corpus = with_columns(corpus_from(sources, overrides or []), text, label)
+    records = first_records(corpus, rows)
+    for note in unread_notes(corpus.inputs, limits_of(corpus)):
+        typer.echo(f"note: {note}", err=True)
     typer.echo(json.dumps(records, ensure_ascii=False)) if as_json else print_records(records)
 
 

@@ -10,11 +10,11 @@ import typer
 # the names that `--to`, `--from` and `--dtype` take; written out, for a command starts without what knows them
 WriteFormat = Literal[
     "luthier", "run_export", "label_studio", "argilla", "sharegpt", "hh_rlhf", "ranking", "thumbs", "chat", "alpaca",
-    "prompt_completion", "trl", "conll", "columns", "trl_conversational", "text",
+    "prompt_completion", "trl", "conll", "columns", "trl_conversational", "text", "question_answer", "spans",
 ]  # fmt: skip
 ReadFormat = Literal[
     "auto", "document", "columns", "lines", "luthier", "chat", "prompt_completion", "alpaca", "sharegpt", "trl",
-    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export",
+    "hh_rlhf", "ranking", "thumbs", "conll", "label_studio", "argilla", "run_export", "question_answer", "spans",
 ]  # fmt: skip
 WeightType = Literal["float32", "bfloat16", "float16"]
 

@@ -18,10 +18,14 @@ from rich.text import Text
 from luthier.processes import is_first
 from luthier.progress import Listener
 from luthier.recipe.methods import asked_by
+from luthier.records import NOT_TAKEN
 from luthier.report.numbers import ARM_NAMES, arm_name, confidence_level, percent, with_arm_names
 
 STEP_NAMES = {"training": "training", "generated": "written answers"}  # steps of a run that are no arms
 PLAIN_EVERY_SECONDS = 15.0
+MANY = 1_000_000  # from here on the share of a total is easier to read than the count
+MOST_LABELS = 40  # that are listed
+BESIDE = ("macro_f1",)  # figures that stand beside the deciding one, where a stage has them
 
 
 @contextlib.contextmanager
@@ -139,7 +143,10 @@ class Plain:
         if now - self.last < PLAIN_EVERY_SECONDS or not done:
             return
         self.last = now
-        self.write(f"{place(self.stage, self.stages)} {self.stage}: {done}/{total}, {clock(left)} left {note}".rstrip())
+        self.write(
+            f"{place(self.stage, self.stages)} {self.stage}: {so_far(done, total)}, {clock(left)} left"
+            + (f", {note}" if note else "")
+        )
 
     def end(self, stage: str, cached: bool, note: str = "") -> None:
         """The stage's line."""
@@ -158,6 +165,11 @@ class Plain:
 def step_name(stage: str) -> str:
     """What a step of a run is called: an arm as on the page, a stage as in its recipe."""
     return ARM_NAMES.get(stage, STEP_NAMES.get(stage, stage))
+
+
+def so_far(done: int, total: int) -> str:
+    """`3/9`; of bytes and the like the share."""
+    return f"{done}/{total}" if total < MANY else f"{done / total:.0%}"
 
 
 def place(stage: str, stages: list[str]) -> str:
@@ -266,12 +278,14 @@ def how_to_ask(stage: dict[str, Any], folder: Path) -> Iterator[str]:
 
 
 def deciding_figures(stages: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(stage, figure, its values) of each stage, or of each task of one that learnt several."""
+    """(stage, figure, its values) of each stage, or of each task of one that learnt several; macro-F1 beside it."""
     for stage in stages:
         tasks = stage.get("tasks") or {}
-        figures = [f"{name}/{task['primary_metric']}" for name, task in tasks.items()] or [stage["primary_metric"]]
-        for figure in figures:
-            yield stage["name"], figure, stage["figures"][figure]
+        primary = {f"{name}/": task["primary_metric"] for name, task in tasks.items()} or {"": stage["primary_metric"]}
+        for task, first in primary.items():
+            for figure in dict.fromkeys(f"{task}{name}" for name in (first, *BESIDE)):
+                if figure in stage["figures"]:
+                    yield stage["name"], figure, stage["figures"][figure]
 
 
 def measured(value: float | None, sign: str = "") -> str:
@@ -306,24 +320,51 @@ def print_peek_stages(found: list[dict[str, Any]]) -> None:
     for stage in found:
         console.print(f"{stage['stage']}: {stage['method']}", style="bold")
         print_rows_ledger(console, stage["ledger"])
+        print_labels(console, stage)
         lengths, counts = stage["tokens"], ", ".join(f"{count:,} {name}" for name, count in stage["examples"].items())
+        trained = "read by a head" if stage["read_by_head"] else f"{stage['trained_tokens']:,} trained in an epoch"
         console.print(
             f"examples: {counts}; tokens: shortest {lengths['p0']}, median {lengths['p50']}, 95 % {lengths['p95']}, "
-            f"longest {lengths['p100']}; {stage['trained_tokens']:,} trained in an epoch\n"
+            f"longest {lengths['p100']}; {trained}\n"
         )
         for row in stage["rows"]:
+            if "answer" in row:
+                console.print(f"{row['source']}: {row['answer']}", style="bold")
             for runs in row["sequences"]:
                 console.print(marked_text(runs, brackets(console)))
                 console.print()
     print_legend(console, "trained tokens, or what a head reads")
 
 
+def print_labels(console: Console, stage: dict[str, Any]) -> None:
+    """How often each label comes in each part; of numbers, where they lie."""
+    if stage["labels"]:
+        parts = list(stage["examples"])
+        table = Table("label", *parts, box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for label, rows in list(stage["labels"].items())[:MOST_LABELS]:
+            table.add_row(label, *(f"{rows[part]:,}" for part in parts))
+        console.print(table)
+        if len(stage["labels"]) > MOST_LABELS:
+            console.print(f"and {len(stage['labels']) - MOST_LABELS:,} rarer labels; --json has them all.")
+        console.print()
+    for part, found in stage["numbers"].items():
+        console.print(
+            f"{part}: numbers from {found['lowest']:g} to {found['highest']:g}, mean {found['mean']:.4g}, "
+            f"median {found['median']:g}"
+        )
+
+
 def print_rows_ledger(console: Console, ledger: dict[str, Any]) -> None:
     """Rows in and kept, the dropped ones by reason with some of them, notes."""
     for split, count in ledger["rows_in"].items():
-        reasons = ", ".join(f"{reason} {number}" for reason, number in ledger["reasons"][split].items())
+        counts = dict(ledger["reasons"][split])
+        untaken = counts.pop(NOT_TAKEN, 0)
+        reasons = ", ".join(f"{reason} {number}" for reason, number in counts.items())
         console.print(
             f"{split}: {count} rows in, {ledger['kept'].get(split, 0)} kept"
+            + (f", {untaken} not taken" if untaken else "")
             + (f"; dropped: {reasons}" if reasons else "")
         )
     for row in ledger["examples"]:

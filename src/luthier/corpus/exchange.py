@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from luthier.corpus.build.units import inputs_of, limits_of
 from luthier.corpus.contamination import audit
 from luthier.corpus.documents.base import Unreadable
-from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.hub import source_files
 from luthier.corpus.documents.tables import write_table
 from luthier.corpus.lines import Problem
 from luthier.corpus.rows import LIMITS, find_reading, read_file, read_input, readable
@@ -66,7 +66,7 @@ def convert_files(source: Input, target: Path, to: str, pairs: str = "all") -> d
     losses, counts, shapes = Losses(), Counter[str](), set[str]()
 
     def records() -> Iterator[Record]:
-        for path in find_files(source.path):
+        for path in source_files(source):
             reading = find_reading(path, source, LIMITS)
             shapes.add(reading.shape)
             for item in read_file(path, source, reading, LIMITS):
@@ -126,14 +126,17 @@ def write_texts(target: Path, records: Iterator[Record], counts: Counter[str]) -
             file.write("\n".join(texts_of(record)).encode() + b"\n\n")
 
 
-def split_corpus(sources: list[str], settings: Mapping[str, object], group: str | None, seed: int) -> Corpus:
-    """A corpus that only splits: texts stay as they are, exact copies go."""
+def split_corpus(
+    sources: list[str], settings: Mapping[str, object], columns: Mapping[str, str | None], seed: int
+) -> Corpus:
+    """A corpus that only splits: rows stay as they are, exact copies go. `columns`: of `text`, `label` and `group`."""
     off = {
         "repair": {"enabled": False},
         "language": {"enabled": False},
         "personal": {"action": "off"},
     }
-    inputs = [{"path": absolute(source), "group": group} for source in sources]
+    named = [input_of(absolute(source), columns.get("text"), columns.get("label")) for source in sources]
+    inputs = [{**source.model_dump(exclude_unset=True), "group": columns.get("group")} for source in named]
     values = {
         "seed": seed,
         "inputs": inputs,
@@ -141,6 +144,7 @@ def split_corpus(sources: list[str], settings: Mapping[str, object], group: str 
         "duplicates": {"near": 0.0},
         "split": dict(settings),
         "contamination": {"probes": False},
+        "as_read": True,
     }
     return parse_corpus(values, "the command")
 
@@ -181,6 +185,13 @@ def input_of(path: str, text: str | None = None, label: str | None = None, read_
     if text is not None or label is not None:
         read_as = "columns"
     return Input.model_validate({"path": path, "format": read_as, "text": text or "text", "label": label})
+
+
+def with_columns(corpus: Corpus, text: str | None, label: str | None) -> Corpus:
+    """The corpus with its inputs read as plain columns, where a command names some."""
+    if text is None and label is None:
+        return corpus
+    return corpus.model_copy(update={"inputs": [input_of(source.path, text, label) for source in corpus.inputs]})
 
 
 def first_records(corpus: Corpus, num_rows: int) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from luthier.corpus.documents.base import Unreadable
-from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.hub import source_files
 from luthier.corpus.documents.read import read_documents
 from luthier.corpus.documents.tables import TABLE_ENDINGS, Row, json_rows, read_table
 from luthier.corpus.documents.unpack import ending_of
@@ -131,6 +131,11 @@ def read_file(
     yield from read_shape(table_rows(path, source, limits, block), reading.as_shape(), name, source, unread)
 
 
+def is_table(path: Path, reading: Reading) -> bool:
+    """Whether what is read of a file are rows of named columns."""
+    return reading.shape not in (DOCUMENT, LINES) and (reading.shape != CONLL or ending_of(path) in TABLE_ENDINGS)
+
+
 def has_labels(path: Path, source: Input, limits: Limits) -> bool:
     """Whether the first lines of a text file are all `text|LABEL`, with short labels, some of them twice."""
     first = list(islice(line_cells(read_lines(path, limits.line_bytes), source.separator), FIRST_ROWS))
@@ -140,9 +145,16 @@ def has_labels(path: Path, source: Input, limits: Limits) -> bool:
     return all(0 < len(label) <= LABEL_CHARS for label in labels) and len(set(labels)) < len(labels)
 
 
-def read_input(source: Input, limits: Limits, unread: Counter[str] | None = None) -> Iterator[Record | Unreadable]:
-    """The records of all files of an input, one after the other; `unread` counts rows by column nobody asked for."""
-    for path in find_files(source.path):
+def read_input(source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
+    """The records of all files of an input, one after the other."""
+    yield from read_files(source_files(source), source, limits)
+
+
+def read_files(
+    paths: Iterable[Path], source: Input, limits: Limits, unread: Counter[str] | None = None
+) -> Iterator[Record | Unreadable]:
+    """The records of some files of an input; `unread` counts rows by column nobody asked for."""
+    for path in paths:
         yield from read_file(path, source, find_reading(path, source, limits), limits, unread=unread)
 
 

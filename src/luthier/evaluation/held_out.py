@@ -1,7 +1,8 @@
 """A method's figures on held-out rows: each row's share, the figure with its interval, and what training changed.
 
-Every figure is a ratio of sums over rows (methods/base.py: `Scores`), so one way of resampling serves them all. Rows
-are drawn by group (one document, one prompt), since chunks of one document are no independent witnesses.
+Every figure is a ratio of sums over rows, or the mean of L such ratios (methods/base.py: `Scores`), so one way of
+resampling serves them all. Shapes [B] and [G] below stand for [B, L] and [G, L] as well. Rows are drawn by group (one
+document, one prompt), since chunks of one document are no independent witnesses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from luthier.evaluation.statistics import sign_flip_p
-from luthier.methods.base import Example, Objective
+from luthier.methods.base import Example, Objective, mean_ratio
 from luthier.processes import gathered, num_processes
 from luthier.training.learner import Learner
 from luthier.training.ranks import here
@@ -56,7 +57,8 @@ def score_rows(
         batch = learner.batch(micro)
         rows = [place[id(example)] for example in micro]
         for name, pair in objective.scores(learner(batch), batch).items():
-            held = found.setdefault(name, (np.full(len(examples), np.nan), np.full(len(examples), np.nan)))
+            shape = (len(examples), *pair[0].shape[1:])
+            held = found.setdefault(name, (np.full(shape, np.nan), np.full(shape, np.nan)))
             for column, values in zip(held, pair, strict=True):
                 column[rows] = values.double().cpu().numpy()
         done += len(micro) * num_processes()
@@ -80,12 +82,17 @@ def by_group(values: tuple[Floats, Floats], groups: ManyOf[str]) -> tuple[Floats
     """Sums by group [G] of a figure's rows, rows that have it only; groups in the order they first stand in."""
     index: dict[str, int] = {}
     number_B = np.array([index.setdefault(group, len(index)) for group in groups])
-    there_B = ~np.isnan(values[0])
-    above, below = (
-        np.bincount(number_B[there_B], column[there_B], minlength=len(index)).astype(np.float64) for column in values
-    )
+    there_B = ~np.isnan(values[0]).any(axis=tuple(range(1, values[0].ndim)))
+    above, below = (summed(column[there_B], number_B[there_B], len(index)) for column in values)
     kept = np.bincount(number_B[there_B], minlength=len(index)) > 0
     return above[kept], below[kept]
+
+
+def summed(values: Floats, number_B: NDArray[np.int64], num_groups: int) -> Floats:
+    """The sums of each group's rows, [G]."""
+    sums = np.zeros((num_groups, *values.shape[1:]))
+    np.add.at(sums, number_B, values)
+    return sums
 
 
 def figure(sums_G: tuple[Floats, Floats], resamples: int, seed: int, confidence: float) -> Figure:
@@ -105,17 +112,20 @@ def change_p(before: tuple[Floats, Floats], after: tuple[Floats, Floats], resamp
     """Two-sided p that nothing changed: signs of the groups' linearised differences are flipped.
 
     With r the pooled ratio, group g contributes (above_after - above_before) - r (below_after - below_before); where
-    denominators do not change (bytes, rows) that is the plain difference.
+    denominators do not change (bytes, rows) that is the plain difference. Of L ratios each is so, over its pooled sum
+    below the line, and they are added up.
     """
-    pooled = (before[0].sum() + after[0].sum()) / max(before[1].sum() + after[1].sum(), 1e-300)
+    below = np.maximum(before[1].sum(0) + after[1].sum(0), 1e-300)
+    pooled = (before[0].sum(0) + after[0].sum(0)) / below
     differences_G = (after[0] - before[0]) - pooled * (after[1] - before[1])
+    if differences_G.ndim > 1:
+        differences_G = (differences_G / below).sum(axis=1)
     return sign_flip_p(differences_G, resamples, seed) if np.any(differences_G) else 1.0
 
 
 def ratio(above_G: Floats, below_G: Floats) -> float:
     """The figure itself; NaN where there is nothing to divide by."""
-    total = below_G.sum()
-    return float(above_G.sum() / total) if total else float("nan")
+    return mean_ratio(above_G.sum(0), below_G.sum(0))
 
 
 def resampled_ratios(pairs: ManyOf[tuple[Floats, Floats]], resamples: int, seed: int) -> list[Floats]:
@@ -124,14 +134,24 @@ def resampled_ratios(pairs: ManyOf[tuple[Floats, Floats]], resamples: int, seed:
     size = len(pairs[0][0])
     if not size:
         return [np.full(resamples, np.nan) for _ in pairs]
-    columns = np.stack([column for pair in pairs for column in pair], axis=1)  # G x 2 pairs
-    most = max(1, CHUNK_NUMBERS // size)
-    sums = np.concatenate(
-        [rng.multinomial(size, np.full(size, 1 / size), size=min(most, resamples - c)) @ columns
-         for c in range(0, resamples, most)]
-    )  # fmt: skip
+    columns = np.concatenate([column.reshape(size, -1) for pair in pairs for column in pair], axis=1)  # G x 2 pairs L
+    most = max(1, CHUNK_NUMBERS // max(size, columns.shape[1]))
+    chunks = []
+    for start in range(0, resamples, most):
+        draws = rng.multinomial(size, np.full(size, 1 / size), size=min(most, resamples - start))
+        chunks.append(drawn_ratios((draws @ columns).reshape(len(draws), len(pairs), 2, -1)))
+    return list(np.concatenate(chunks).T)
+
+
+def drawn_ratios(sums: Floats) -> Floats:
+    """Of the sums [c, pair, above or below the line, L] of some draws each pair's figure, [c, pair]."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return [sums[:, 2 * i] / sums[:, 2 * i + 1] for i in range(len(pairs))]
+        ratios = sums[:, :, 0] / sums[:, :, 1]
+    if ratios.shape[-1] == 1:
+        return ratios[..., 0]
+    there = ~np.isnan(ratios)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, ratios, 0.0).sum(-1) / there.sum(-1)
 
 
 def with_interval(value: float, values_C: Floats, confidence: float) -> Figure:

@@ -121,7 +121,8 @@ class LossOut:
 
 
 # A figure is a ratio of sums over rows: numerator_B and denominator_B. Accuracy: hits over ones; bits per byte:
-# bits over bytes; F1: 2 TP over 2 TP + FP + FN. So every figure has an interval by resampling rows.
+# bits over bytes; F1: 2 TP over 2 TP + FP + FN. So every figure has an interval by resampling rows. A mean over labels
+# (macro-F1) has a ratio for each: numerator_BL and denominator_BL; labels with nothing to divide by have no part in it.
 Scores = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -318,6 +319,18 @@ def bits_per_byte(outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
     assert outputs.logprobs_M is not None
     nats_B = per_row(-outputs.logprobs_M * (batch.weight_M > 0), batch.row_M, batch.num_rows)
     return nats_B / np.log(2.0), batch.bytes_B
+
+
+def mean_ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    """A figure from its sums over rows: a ratio, or the mean of those of L columns; NaN where nothing is below."""
+    above_L, below_L = np.atleast_1d(above), np.atleast_1d(below)
+    there = below_L != 0
+    return float(np.mean(above_L[there] / below_L[there])) if there.any() else float("nan")
+
+
+def label_f1(given_BL: Tensor, gold_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """2 TP and 2 TP + FP + FN of each row and label, of 0 or 1: the macro-F1 of scikit-learn once they are summed."""
+    return 2.0 * (given_BL * gold_BL).double(), (given_BL + gold_BL).double()
 
 
 def hits(predicted_B: Tensor, gold_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,29 @@ class Noting(Protocol):
 
 
 @runtime_checkable
+class Labelling(Protocol):
+    """A method whose rows have labels, of which some may be rare."""
+
+    @property
+    def stratified(self) -> bool:
+        """Whether each label gives its share to the held-out rows."""
+        ...
+
+    def labels_in(self, row: Any) -> ManyOf[str]:
+        """The labels of an accepted row, each as often as it stands there (the tags of all words)."""
+        ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A method whose rows have an answer that stands in no sequence of tokens."""
+
+    def told(self, row: Any) -> str:
+        """That answer as a text, for whoever looks at the rows."""
+        ...
+
+
+@runtime_checkable
 class Scaled(Protocol):
     """A method whose outputs get a scale once it is trained."""
 

@@ -24,7 +24,15 @@ class Input(Part):
 
     path: str = Field(
         description="A file, a folder or a glob; compressed files (.gz, .zst) are read as what they hold. "
-        "`hub:OWNER/NAME` fetches a data set from the hub, `hub:OWNER/NAME/data/train*.parquet` some of its files."
+        "`hub:OWNER/NAME` fetches the training split of a data set from the hub, "
+        "`hub:OWNER/NAME/data/train*.parquet` some of its files."
+    )
+    split: str | None = Field(
+        None, description="Split of a data set of the hub: train (also where nothing is said), validation, test, or "
+        "what it calls its own.",
+    )  # fmt: skip
+    config: str | None = Field(
+        None, description="Configuration (subset) of a data set of the hub; needed where it has several."
     )
     format: ReadFormat = Field(
         "auto", description="What the rows are; `auto` looks at the file's ending and first rows."
@@ -227,6 +235,11 @@ class Corpus(Part):
     template: Templating = Field(default_factory=Templating, description="Training texts instead of records.")
     output: Literal["jsonl", "parquet"] = Field("jsonl", description="How shards are written.")
     write: WriteFormat = Field("luthier", description="The shape of the rows that are written.")
+    as_read: bool = Field(
+        False,
+        description="Write rows of tables as they were read, with all their columns, in the place of records in the "
+        "shape of `write`. Only where no step changes a record.",
+    )
     shard_rows: int = Field(50_000, ge=1, description="Rows of one shard.")
     max_dropped_share: float = Field(0.9, ge=0, le=1, description="More dropped rows than this is an error.")
     max_line_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Longer lines are dropped unread.")

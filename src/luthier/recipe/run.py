@@ -255,9 +255,27 @@ def corpus_problems(sections: Mapping[str, Any]) -> list[str]:
         problems.append("template.prompt: has no effect unless template.layout is own.")
     if steps and steps.chunking.max_tokens and steps.chunking.overlap_tokens >= steps.chunking.max_tokens:
         problems.append("steps.chunking: overlap_tokens must be smaller than max_tokens.")
+    changes = changing_steps(sections) if sections.get("as_read") else []
+    if changes:
+        problems.append(f"as_read: rows are written as they were read, which {', '.join(changes)} would change.")
     if mixing and (mixing.replay or mixing.temperature != 1.0) and not mixing.enabled:
         problems.append("mixing: set enabled: true, or its other keys do nothing.")
     return problems
+
+
+def changing_steps(sections: Mapping[str, Any]) -> list[str]:
+    """Settings of a corpus under which its records are not as they were read."""
+    steps, template, duplicates = (sections.get(name) for name in ("steps", "template", "duplicates"))
+    changes = {
+        "steps.repair.enabled": steps and steps.repair.enabled,
+        "steps.labels.allow": steps and steps.labels.allow,
+        "steps.personal.action": steps and steps.personal.action in ("mask", "pseudonym"),
+        "steps.chunking.max_tokens": steps and steps.chunking.max_tokens,
+        "template.layout": template and template.layout != "off",
+        "duplicates.lines": duplicates and duplicates.lines,
+        "duplicates.substring_words": duplicates and duplicates.substring_words,
+    }
+    return [name for name, changing in changes.items() if changing]
 
 
 def parse_recipe(values: Mapping[str, Any], source: str = "recipe", problems: Sequence[str] = ()) -> Recipe:

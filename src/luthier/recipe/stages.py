@@ -38,7 +38,10 @@ class Rows(Part):
     )
     validation_share: float = Field(0.1, ge=0, lt=1, description="Share of `train` for choosing the best step.")
     test_share: float = Field(0.1, ge=0, lt=1, description="Share of `train` held out where there is no `test`.")
-    max_rows: int = Field(0, ge=0, description="Take at most this many training rows, by seed; 0: all.")
+    max_rows: int = Field(
+        0, ge=0, description="Take at most this many training rows, by seed, and validation rows in the same "
+        "proportion; 0: all.",
+    )  # fmt: skip
     max_test_rows: int = Field(0, ge=0, description="Take at most this many test rows, by seed; 0: all.")
     max_tokens: int = Field(1024, ge=16, description="Rows with a longer sequence are dropped, and said.")
     too_long: Literal["drop", "cut"] = Field(

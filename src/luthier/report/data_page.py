@@ -32,7 +32,14 @@ INPUT_FIELDS = ("path", "format", "licence", "rows_in", "rows_kept", "unreadable
 MOST_BARS = 15
 MOST_CLUSTERS, MOST_MEMBERS, MOST_LEAKS, MOST_EXAMPLES = 30, 4, 100, 5
 MOST_CHARS = 1200
+MOST_PAIR_CHARS = 400  # of each side of a pair of near copies
 CUT = " [...]"
+BECAME = {
+    "report": "the records themselves still hold it",
+    "mask": "in the records too",
+    "pseudonym": "the records hold invented values in its place",
+    "drop": "the records that held it were dropped",
+}
 WORD = re.compile(r"\S+\s*|\s+")
 
 
@@ -82,10 +89,20 @@ def data_view(ledger: Values) -> Values:
         "licences": ranked(data["licences"]),
         "synthetic": ranked(data["synthetic"]),
         "personal": sorted((data["personal"] or {}).items(), key=lambda item: (-item[1]["count"], item[0])),
+        "looked": action_of(data["settings"]) != "off",
+        "became": BECAME.get(action_of(data["settings"]), BECAME["report"]),
         "settings": settings_text(data["settings"]),
     }
     view["sections"] = sections(view)
     return view
+
+
+def action_of(settings: Any) -> str:
+    """What became of personal data; `report` where the settings do not say."""
+    found = settings if isinstance(settings, Mapping) else {}
+    for name in ("steps", "personal", "action"):
+        found = found.get(name, {}) if isinstance(found, Mapping) else {}
+    return found if isinstance(found, str) else "report"
 
 
 def sections(view: Values) -> dict[str, str]:
@@ -115,8 +132,15 @@ def sentence(data: Values) -> str:
         return "No rows came in."
     if kept == total:
         return f"All {count(total)} rows were kept."
-    reason = f" Most often the reason was: {words(data['dropped'][0]['reason'])}." if data["dropped"] else ""
-    return f"{count(kept)} of {count(total)} rows were kept ({percent(kept / total)}).{reason}"
+    return f"{count(kept)} of {count(total)} rows were kept ({percent(kept / total)}).{largest_reason(data['dropped'])}"
+
+
+def largest_reason(dropped: Sequence[Values]) -> str:
+    """A sentence on the reason of most rows, where one has more than every other. `dropped`: most first."""
+    if not dropped or (len(dropped) > 1 and dropped[0]["count"] == dropped[1]["count"]):
+        return ""
+    often = "The reason was" if len(dropped) == 1 else "Most often the reason was"
+    return f" {often}: {words(dropped[0]['reason'])}."
 
 
 def data_figures(data: Values) -> list[tuple[str, str, str]]:
@@ -223,23 +247,47 @@ def cluster_view(cluster: Values) -> Values:
     kept, members = cluster["kept"], cluster["members"]
     pairs = []
     for member in members[:MOST_MEMBERS]:
-        left, right = marked_pair(clipped(kept["text"]), clipped(member["text"]))
+        left, right = marked_pair(member.get("kept_text") or kept["text"], member["text"], MOST_PAIR_CHARS)
         pairs.append({"kept": left, "text": right, "source": member["source"], "similarity": member.get("similarity")})
     return {"source": kept["source"], "pairs": pairs, "more": cluster.get("size", len(members) + 1) - 1 - len(pairs)}
 
 
-def marked_pair(left: str, right: str) -> tuple[Markup, Markup]:
-    """Both texts as HTML, with the words marked that the other has not."""
+def marked_pair(left: str, right: str, most: int = MOST_CHARS) -> tuple[Markup, Markup]:
+    """Both texts as HTML, with the words marked that the other has not; of each the first `most` characters.
+
+    What stands behind is compared as well, so that a text is not marked because the other was cut before it. Where one
+    goes on behind what is known of it (it ends in [...]), a difference at the end may be no more than that: it is not
+    marked, unless it is the first.
+    """
+    goes_on = (left.endswith(CUT), right.endswith(CUT))
+    left, right = left.removesuffix(CUT), right.removesuffix(CUT)
     words_left, words_right = WORD.findall(left), WORD.findall(right)
     matcher = difflib.SequenceMatcher(
         None, [word.strip() for word in words_left], [word.strip() for word in words_right], autojunk=False
     )
-    marked: tuple[list[Markup], list[Markup]] = ([], [])
-    for kind, start, stop, other_start, other_stop in matcher.get_opcodes():
-        for parts, run in ((marked[0], words_left[start:stop]), (marked[1], words_right[other_start:other_stop])):
-            if run:
-                parts.append(escape("".join(run)) if kind == "equal" else marking("".join(run)))
-    return Markup("").join(marked[0]), Markup("").join(marked[1])
+    runs: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
+    codes = matcher.get_opcodes()
+    first = next((code for code in codes if code[0] != "equal"), None)
+    for code in codes:
+        kind, start, stop, other_start, other_stop = code
+        marks = kind != "equal" and not (any(goes_on) and code is codes[-1] and code is not first)
+        runs[0].append(("".join(words_left[start:stop]), marks))
+        runs[1].append(("".join(words_right[other_start:other_stop]), marks))
+    return shown_runs(runs[0], most, goes_on[0]), shown_runs(runs[1], most, goes_on[1])
+
+
+def shown_runs(runs: Iterable[tuple[str, bool]], most: int, cut: bool) -> Markup:
+    """The first `most` characters of some runs of text, marked ones marked; the end says whether more is there."""
+    parts, left = [], most
+    for text, marks in runs:
+        shown = text if len(text) <= left else text[:left].rpartition(" ")[0]
+        if shown:
+            parts.append(marking(shown) if marks else escape(shown))
+        if shown != text:
+            cut = True
+            break
+        left -= len(text)
+    return Markup("").join(parts) + (CUT if cut else "")
 
 
 def marking(text: str) -> Markup:

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from luthier.files import write_text
+from luthier.records import NOT_TAKEN
 from luthier.report import charts
 from luthier.report.numbers import (
     NOTHING,
@@ -484,13 +485,15 @@ def ledger_view(ledger: Values | None) -> Values | None:
     if not ledger:
         return None
     ledger = filled(ledger, LEDGER_FIELDS)
-    reasons = ledger["reasons"] or {}
+    counted = (ledger["reasons"] or {}).items()
+    reasons = {split: {why: n for why, n in counts.items() if why != NOT_TAKEN} for split, counts in counted}
     splits = [split for split in SPLITS if split in ledger["rows_in"] or split in ledger["kept"]]
     splits += [split for split in {**ledger["rows_in"], **ledger["kept"]} if split not in splits]
     return {
         **ledger,
         "splits": splits,
         "dropped": {split: sum(counts.values()) for split, counts in reasons.items()},
+        "not_taken": {split: counts[NOT_TAKEN] for split, counts in counted if counts.get(NOT_TAKEN)},
         "by_reason": {
             reason: {split: counts.get(reason, 0) for split, counts in reasons.items()}
             for reason in dict.fromkeys(reason for counts in reasons.values() for reason in counts)

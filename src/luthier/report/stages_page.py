@@ -16,6 +16,7 @@ from luthier.report import charts
 from luthier.report.numbers import NOTHING, count, duration, known, size, words
 from luthier.report.page import (
     NARROW,
+    SPLITS,
     TRAINING_FIELDS,
     VERDICTS,
     WIDE,
@@ -55,7 +56,19 @@ STARTS: Mapping[str, str] = MappingProxyType(
 )
 TOP_FIELDS = ("adapter", "writes", "matrix", "environment", "recipe", "seed", "confidence", "model")
 MODEL_FIELDS = ("family", "parameters", "sha256")
-STAGE_FIELDS = ("rows", "examples", "ledger", "training", "adapter", "start", "shown", "rivals", "tasks")
+STAGE_FIELDS = (
+    "rows",
+    "examples",
+    "ledger",
+    "training",
+    "adapter",
+    "start",
+    "shown",
+    "rivals",
+    "tasks",
+    "labels",
+    "numbers",
+)
 FIGURE_FIELDS = ("rivals", "rival", "gain", "gain_p", "p", "n")
 # How a verdict's sentence begins, and what stands on its badge.
 OPENINGS: Mapping[str, str] = MappingProxyType(
@@ -181,7 +194,21 @@ def stage_view(stage: Values, number: int) -> Values:
         "drawn": drawn and {**drawn, "columns": validation_columns(drawn["validation"])},
         "ledger": ledger_view(stage["ledger"]),
         "shown": stage["shown"] or [],
+        "label_tables": label_tables(stage),
     }
+
+
+def label_tables(stage: Values) -> list[Values]:
+    """Label by label: rows in each part, and what was found of them; one table a task that has labels or numbers."""
+    tasks = stage["tasks"] or {"": stage}
+    tables = []
+    for name, task in tasks.items():
+        labels, numbers = task.get("labels") or [], task.get("numbers") or {}
+        if labels or numbers:
+            parts = [part for part in SPLITS if any(part in row["rows"] for row in labels)]
+            judged = any("f1" in row for row in labels)
+            tables.append({"task": name, "labels": labels, "numbers": numbers, "parts": parts, "judged": judged})
+    return tables
 
 
 def capital(text: str) -> str:

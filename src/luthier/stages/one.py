@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from luthier.corpus.wire import key_of
 from luthier.errors import DataError
 from luthier.evaluation.held_out import Figures, score_rows
 from luthier.evaluation.rivals import Beside, rivals_beside, rivals_of
@@ -17,7 +18,7 @@ from luthier.files import check_folder, content_hash, write_text
 from luthier.methods.base import MAIN, Example, Objective
 from luthier.methods.registry import make_stage_method
 from luthier.methods.several import Part
-from luthier.methods.stage import Described, Passing, Remarking, StageMethod
+from luthier.methods.stage import Described, Passing, Remarking, StageMethod, Telling
 from luthier.peek import ledger_values
 from luthier.processes import first_goes_first, is_first
 from luthier.prompts import Dialogue, layout_of, template_left
@@ -32,6 +33,7 @@ from luthier.stages.chain import Left, Start, start_stage
 from luthier.stages.cutting import cut
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
+from luthier.stages.labels import label_counts, label_rows, missing_notes, number_figures, untested
 from luthier.stages.reference import with_reference
 from luthier.stages.rows import StageRows, gather, reason_lines, refuse_losses, viewed_rows
 from luthier.stages.scale import scale_outputs
@@ -237,6 +239,8 @@ class StageRun:
                 why = f"every {name} example has over {longest} tokens (data.max_tokens)."
                 raise DataError(f"{self.stage.name}: {why if viewed else self.nothing_viewed(name)}")
         refuse_losses(self.rows.ledger, self.stage.rows)
+        for missing in missing_notes(self.label_counts(parts), self.parts_read):
+            self.note(missing)
         return parts
 
     def fitting(self, viewed: list[Example], name: str, longest: int) -> list[Example]:
@@ -251,6 +255,17 @@ class StageRun:
             self.rows.ledger.notes.append(told)
             self.whole.listener.say(f"{self.stage.name}: {told}")
         return left
+
+    def used(self, parts: dict[str, list[Example]]) -> dict[str, list[Any]]:
+        """The rows of each part that have an example, where the method is a head."""
+        if not isinstance(self.method, Telling):
+            return {}
+        there = {name: {example.key for example in examples} for name, examples in parts.items()}
+        return {name: [row for row in getattr(self.rows, name) if key_of(row) in keys] for name, keys in there.items()}
+
+    def label_counts(self, parts: dict[str, list[Example]]) -> dict[str, dict[str, int]]:
+        """How often each label comes in each part, in rows that are used."""
+        return label_counts(self.method, self.used(parts))
 
     def nothing_viewed(self, name: str) -> str:
         """No row of a part gives an example: what the ledger says of the last one."""
@@ -322,6 +337,8 @@ class StageRun:
         rivals = self.rivals(parts)
         groups = [group_of(example) for example in parts["test"]]
         figures = figure_values(scores, groups, judge, self.whole.recipe.seed, rivals)
+        counts = self.label_counts(parts)
+        outcome = verdict(self.method, figures[self.method.primary], judge.confidence, rivals)
         trained = sum(parameter.numel() for parameter in start.learner.trained().values())
         return {
             "name": self.stage.name,
@@ -329,12 +346,14 @@ class StageRun:
             "start": self.stage.start,
             "primary_metric": self.method.primary,
             "higher_is_better": self.method.higher_is_better,
-            "verdict": verdict(self.method, figures[self.method.primary], judge.confidence, rivals),
+            "verdict": outcome + untested(counts),
             "figures": figures,
             "rivals": [{"name": rival.name, "about": rival.about} for rival in rivals],
             "rows": {name: self.rows.ledger.kept[name] for name in parts},
             "examples": {name: len(examples) for name, examples in parts.items()},
             "ledger": ledger_values(self.rows.ledger),
+            "labels": label_rows(counts, scores[1].get("macro_f1"), self.method),
+            "numbers": number_figures(self.method, self.used(parts)),
             "training": training_values(history, trained, read_memory(self.folder / "training")),
             "shown": shown_rows(parts["train"], self.prompt.layout),
             "adapter": str(self.folder / "adapter"),

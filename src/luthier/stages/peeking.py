@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from luthier.methods.base import Example
+from luthier.methods.stage import Telling
 from luthier.peek import ledger_values
 from luthier.progress import Listener
 from luthier.recipe.stages import TrainRecipe
+from luthier.stages.beside import rows_of
 from luthier.stages.chain import Left
+from luthier.stages.labels import label_counts, number_figures
 from luthier.stages.one import StageRun
 from luthier.stages.run import Stages
 from luthier.stages.shown import shown_rows
@@ -40,6 +44,8 @@ def peek(run: StageRun, context_tokens: int, num_rows: int) -> dict[str, Any]:
     parts = run.viewed(context_tokens)
     sequences = [sequence for example in parts["train"] for sequence in example.sequences]
     lengths = [len(sequence.tokens) for sequence in sequences]
+    used = run.used(parts)
+    shown = shown_rows(parts["train"], run.prompt.layout, num_rows)
     return {
         "stage": run.stage.name,
         "method": run.method.name,
@@ -47,5 +53,16 @@ def peek(run: StageRun, context_tokens: int, num_rows: int) -> dict[str, Any]:
         "ledger": ledger_values(run.rows.ledger),
         "tokens": {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 50, 95, 100)},
         "trained_tokens": sum(weight > 0 for sequence in sequences for weight in sequence.weights),
-        "rows": shown_rows(parts["train"], run.prompt.layout, num_rows),
+        "read_by_head": isinstance(run.method, Telling),
+        "labels": label_counts(run.method, used),
+        "numbers": number_figures(run.method, used),
+        "rows": [{**row, **told} for row, told in zip(shown, answers(run, parts["train"][:num_rows]), strict=True)],
     }
+
+
+def answers(run: StageRun, examples: list[Example]) -> list[dict[str, str]]:
+    """Where the row of each example stands and what a head should answer; nothing for methods without a head."""
+    if not isinstance(run.method, Telling):
+        return [{} for _ in examples]
+    rows = rows_of(run.rows.train, examples)
+    return [{"source": str(row.source), "answer": run.method.told(row)} for row in rows]

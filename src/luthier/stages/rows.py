@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from luthier.corpus.documents.base import Unreadable
+from luthier.corpus.documents.hub import found_files
 from luthier.corpus.fold import fold_text
 from luthier.corpus.lines import Problem
 from luthier.corpus.partition import ASIDE, TEST, TRAIN, VALIDATION, RowColumns, partition
-from luthier.corpus.rows import LIMITS, read_input
+from luthier.corpus.rows import LIMITS, read_files
 from luthier.corpus.wire import texts_of, to_json, whole_text
 from luthier.errors import DataError
 from luthier.files import content_hash
@@ -25,6 +27,7 @@ from luthier.prompts import Dialogue, PromptError
 from luthier.recipe.corpus import Input, Splitting
 from luthier.recipe.stages import Rows
 from luthier.records import Dropped, Instruction, Ledger, Message, Prompt, Record
+from luthier.stages.labels import strata
 
 SHOWN_CHARS = 300
 MOST_COLUMNS = 12
@@ -58,17 +61,22 @@ def gather(data: Rows, method: StageMethod, seed: int) -> StageRows:
     if held:
         train = without_leaks(train, held, ledger)
     test_share = 0.0 if data.test else data.test_share
-    settings = Splitting(validation_share=data.validation_share, test_share=test_share, stratify=False)
+    settings = Splitting(validation_share=data.validation_share, test_share=test_share)
+    labels = strata(method, train)
     parts: dict[str, list[Any]] = {name: [] for name in PARTS.values()}
-    for row, part in zip(train, partition(columns(train), settings, seed).tolist(), strict=True):
+    for row, part in zip(train, partition(columns(train, labels), settings, seed).tolist(), strict=True):
         assert part != ASIDE, "nothing is frozen here"
         parts[PARTS[part]].append(row)
     parts["test"] += held
-    limits = {"train": data.max_rows, "validation": 0, "test": data.max_test_rows}
-    chosen = {name: limited(seeded(rows, seed), limits[name], name, ledger) for name, rows in parts.items()}
-    for name, rows in chosen.items():
-        ledger.kept[name] = len(rows)
+    most = limits(data, parts)
+    chosen = {}
+    for name, rows in parts.items():
         ledger.rows_in[name] = len(rows) + sum(ledger.reasons(name).values())
+        chosen[name] = limited(seeded(rows, seed), most[name], method)
+        ledger.kept[name] = ledger.taken[name] = len(chosen[name])
+        if len(chosen[name]) < len(rows):
+            ledger.not_taken[name] = len(rows) - len(chosen[name])
+            ledger.notes.append(f"{name}: {len(chosen[name]):,} of {len(rows):,} rows taken, by seed.")
     refuse_losses(ledger, data)
     return StageRows(tuple(chosen["train"]), tuple(chosen["validation"]), tuple(chosen["test"]), ledger)
 
@@ -78,7 +86,7 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
     rows: dict[str, Any] = {}
     noted: Counter[str] = Counter()
     unread: Counter[str] = Counter()
-    for item in (item for source in inputs for item in read_input(source, LIMITS, unread)):
+    for item in (item for source in inputs for item in told_input(source, split, ledger, unread)):
         if isinstance(item, Unreadable):
             ledger.dropped.append(Dropped(split, item.source, item.problem.reason, item.problem.detail, item.text))
             continue
@@ -97,6 +105,14 @@ def collect(inputs: list[Input], method: StageMethod, split: str, ledger: Ledger
         told = ", ".join(f'"{name}" ({count:,} rows)' for name, count in unread.most_common(MOST_COLUMNS))
         ledger.notes.append(f"{split}: columns that are not read: {told}.")
     return list(rows.values())
+
+
+def told_input(source: Input, split: str, ledger: Ledger, unread: Counter[str]) -> Iterator[Record | Unreadable]:
+    """The records of an input; what it leaves out of a data set of the hub is noted. `unread` as in `read_files`."""
+    found = found_files(source)
+    if found.left_out:
+        ledger.notes.append(f"{split}: {found.left_out}")
+    return read_files(found.files, source, LIMITS, unread)
 
 
 def without_leaks(train: list[Any], test: list[Any], ledger: Ledger) -> list[Any]:
@@ -138,12 +154,12 @@ def said(messages: Iterable[Message]) -> str:
     return "\n".join(text for message in messages for text in message.said)
 
 
-def columns(rows: list[Any]) -> RowColumns:
-    """What decides where a row goes: one prompt or text, and one group, on one side."""
+def columns(rows: list[Any], labels: list[str]) -> RowColumns:
+    """What decides where a row goes: one prompt or text, and one group, on one side; of each label its share."""
     texts = [hash_64(f"text {fold_text(beginning(row))}") for row in rows]
     return RowColumns(
         keys_N2=np.array([(text, text) for text in texts], np.uint64).reshape(-1, 2),
-        labels_N=np.zeros(len(rows), np.uint64),
+        labels_N=np.array([hash_64(label) for label in labels], np.uint64),
         groups_N=np.array([hash_64(row.source.group) if row.source.group else 0 for row in rows], np.uint64),
         dates_N=np.full(len(rows), np.iinfo(np.int64).min),
     )
@@ -166,12 +182,28 @@ def seeded(rows: list[Any], seed: int) -> list[Any]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row_key(row)}".encode()).digest())
 
 
-def limited(rows: list[Any], most: int, split: str, ledger: Ledger) -> list[Any]:
-    """The first `most` rows; the rest is said in a note."""
+def limits(data: Rows, parts: Mapping[str, list[Any]]) -> dict[str, int]:
+    """Most rows of each part, 0 for all. Validation rows are taken in the same proportion as training rows."""
+    train, validation = len(parts["train"]), len(parts["validation"])
+    cut = 0 < data.max_rows < train
+    return {
+        "train": data.max_rows,
+        "validation": math.ceil(validation * data.max_rows / train) if cut else 0,
+        "test": data.max_test_rows,
+    }
+
+
+def limited(rows: list[Any], most: int, method: StageMethod) -> list[Any]:
+    """`most` of the rows in their order: the first of each label, in its share; without labels simply the first."""
     if not most or len(rows) <= most:
         return rows
-    ledger.notes.append(f"{split}: {most:,} of {len(rows):,} rows taken, by seed.")
-    return rows[:most]
+    labels = strata(method, rows)
+    sizes, seen = Counter(labels), Counter[str]()
+    places: list[tuple[float, int]] = []  # how far down its label's rows each row stands, from 0 to 1
+    for number, label in enumerate(labels):
+        places.append(((seen[label] + 0.5) / sizes[label], number))
+        seen[label] += 1
+    return [rows[number] for number in sorted(number for _, number in sorted(places)[:most])]
 
 
 def dropped(split: str, row: Record, problem: Problem) -> Dropped:
@@ -187,12 +219,32 @@ def refuse_losses(ledger: Ledger, data: Rows) -> None:
     for split in (split for split in wanted if wanted[split] and not ledger.kept[split]):
         where = "data.test" if split == "test" and data.test else "data.train"
         raise DataError(f"{where}: no row is left for {split}.{told} Give more rows, or other shares.")
-    rows_in, lost = sum(ledger.rows_in.values()), len(ledger.dropped)
-    if lost > data.max_dropped_share * rows_in:
+    if lost_share(ledger) > data.max_dropped_share:
         raise DataError(
-            f"data: {lost:,} of {rows_in:,} rows were dropped, more than max_dropped_share "
+            f"data: {losses(ledger)} were dropped, more than max_dropped_share "
             f"({data.max_dropped_share:g}).{told} Mend the rows, or raise data.max_dropped_share."
         )
+
+
+def lost_share(ledger: Ledger) -> float:
+    """The share of the rows that cannot be used: lost when all were read, then of those taken when they were viewed.
+
+    Where all rows are taken it is dropped over read. Where some are, the two shares are of different rows: with
+    r of R read rows lost, and v of V taken ones, it is 1 - (1 - r / R) (1 - v / V).
+    """
+    rows_in, taken, kept = (sum(part.values()) for part in (ledger.rows_in, ledger.taken, ledger.kept))
+    read = rows_in - len(ledger.dropped) + taken - kept  # good rows once all were read
+    return 1 - read / rows_in * kept / taken if taken else 1.0
+
+
+def losses(ledger: Ledger) -> str:
+    """`30 of 50 rows`; where not all rows were taken, those lost of the rows read and those lost of the rows taken."""
+    rows_in, taken, kept = (sum(part.values()) for part in (ledger.rows_in, ledger.taken, ledger.kept))
+    dropped = len(ledger.dropped)
+    if not any(ledger.not_taken.values()):
+        return f"{dropped:,} of {rows_in:,} rows"
+    viewed = f" and {taken - kept:,} of the {taken:,} taken" if kept < taken else ""
+    return f"{dropped - (taken - kept):,} of {rows_in:,} rows{viewed}"
 
 
 def viewed_rows(method: StageMethod, prompt: Dialogue, rows: ManyOf[Any], split: str, ledger: Ledger) -> list[Example]:

@@ -18,6 +18,8 @@ from luthier.stages.one import StageRun
 from luthier.stages.rows import StageRows
 from luthier.training.checkpoint import History
 
+OF_A_TASK = ("method", "primary_metric", "higher_is_better", "verdict", "rows", "labels", "numbers")
+
 
 class SeveralRun(StageRun):
     """Rows, methods, examples and figures are the tasks'; the learner, the loop and the adapter are shared."""
@@ -124,11 +126,10 @@ class SeveralRun(StageRun):
                 "notes": list(dict.fromkeys([*self.task_notes(), *self.rows.ledger.notes])),
                 "examples": [row for value in found.values() for row in value["ledger"]["examples"]],
             },
+            "labels": [],
+            "numbers": {},
             "shown": [row for value in found.values() for row in value["shown"]],
-            "tasks": {
-                name: {key: value[key] for key in ("method", "primary_metric", "higher_is_better", "verdict", "rows")}
-                for name, value in found.items()
-            },
+            "tasks": {name: {key: value[key] for key in OF_A_TASK} for name, value in found.items()},
             "adapter": str(self.folder / "adapter"),
         }
 

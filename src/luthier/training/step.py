@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from luthier.errors import Diverged, TrainingError
@@ -23,6 +25,7 @@ from luthier.methods.base import (
     Objective,
     Outputs,
     Varying,
+    mean_ratio,
     split_by_tokens,
     weights_of,
 )
@@ -33,6 +36,8 @@ from luthier.training.course import Penalty
 from luthier.training.learner import Learner
 from luthier.training.memory_updates import EarlyUpdates, alone, brought
 from luthier.training.ranks import here
+
+Sums = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]  # of a figure, above and below the line
 
 
 def one_step(
@@ -185,7 +190,7 @@ def evaluate(
     examples, _ = annotated(learner, objective, examples, max_tokens)
     weights = divisors(objective, examples)
     loss = 0.0
-    sums: dict[str, list[float]] = {}
+    sums: Sums = {}
     num_done = 0
     for micro, counts in here().passes(learner, examples, max_tokens):
         batch = learner.batch(micro)
@@ -196,27 +201,29 @@ def evaluate(
             continue
         loss += float(objective.loss(outputs, batch).total) / weights[batch.task]
         for name, (numerator_B, denominator_B) in objective.scores(outputs, batch).items():
-            held = sums.setdefault(name, [0.0, 0.0])
-            held[0] += float(numerator_B.sum())
-            held[1] += float(denominator_B.sum())
+            add_to(sums, name, tuple(part.sum(0).double().cpu().numpy() for part in (numerator_B, denominator_B)))
     loss, sums = added_up(gathered((loss, sums)))
     if not math.isfinite(loss):
         raise TrainingError(
             f"validation loss {loss:g}: training has diverged. Lower tune.learning_rate or raise tune.warmup_share, "
             "and run again."
         )
-    return loss, {name: above / below for name, (above, below) in sums.items() if below}
+    return loss, {name: mean_ratio(above, below) for name, (above, below) in sums.items() if below.any()}
 
 
-def added_up(parts: list[tuple[float, dict[str, list[float]]]]) -> tuple[float, dict[str, list[float]]]:
+def add_to(sums: Sums, name: str, more: Sequence[NDArray[np.float64]]) -> None:
+    """Count further rows of a figure."""
+    above, below = sums.get(name, (np.zeros(()), np.zeros(())))
+    sums[name] = (above + more[0], below + more[1])
+
+
+def added_up(parts: list[tuple[float, Sums]]) -> tuple[float, Sums]:
     """Losses and sums of figures of all ranks; those of one as they are."""
     loss, sums = parts[0]
     for other_loss, other_sums in parts[1:]:
         loss += other_loss
-        for name, (above, below) in other_sums.items():
-            held = sums.setdefault(name, [0.0, 0.0])
-            held[0] += above
-            held[1] += below
+        for name, pair in other_sums.items():
+            add_to(sums, name, pair)
     return loss, sums
 
 

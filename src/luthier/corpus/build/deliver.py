@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from luthier.corpus.build.decide import PARTS, Decisions
+from luthier.corpus.build.originals import Originals
 from luthier.corpus.build.store import Store
 from luthier.corpus.build.units import REPLAY, inputs_of
 from luthier.corpus.build.work import Excerpt, dropped_line
@@ -53,6 +54,12 @@ class Making:
     chunker: Chunker | None
     template: Template | None
     count_tokens: TokenCounter | None
+    originals: Originals | None = None
+
+    def rows(self, number: int, record: Record, write: str) -> Sequence[dict[str, Any]] | Problem:
+        """The rows of a record on its way out."""
+        as_read = self.originals.rows(number) if self.originals is not None else None
+        return write_as(record, SHAPES[write]) if as_read is None else as_read
 
 
 def make_template(settings: Templating) -> Template | None:
@@ -67,6 +74,8 @@ def deliver(store: Store, corpus: Corpus, found: Decisions, out: Path, count_tok
     done = Delivered(unit="words" if count_tokens is None else "tokens")
     chunker = make_chunker(corpus, count_tokens)
     template = make_template(corpus.template)
+    originals = Originals(store, corpus, out / "work" / "as-read.jsonl") if corpus.as_read else None
+    making = Making(chunker, template, count_tokens, originals)
     with new_folder(out / "records") as aside:
         for number, part in enumerate(PARTS):
             numbers = found.numbers(number)
@@ -76,8 +85,9 @@ def deliver(store: Store, corpus: Corpus, found: Decisions, out: Path, count_tok
                 if not len(numbers):
                     continue
                 numbers = shuffled(numbers, corpus.seed)
-            rows = shaped(store, corpus, numbers, part, done, Making(chunker, template, count_tokens))
-            write_shards(aside, part, rows, corpus)
+            write_shards(aside, part, shaped(store, corpus, numbers, part, done, making), corpus)
+    if originals is not None:
+        originals.close()
     return done
 
 
@@ -128,7 +138,7 @@ def shaped(
             placed = 0
             for piece in pieces_of(record, making.chunker):
                 made = piece if making.template is None else making.template.render(piece)
-                written = made if isinstance(made, Problem) else write_as(made, SHAPES[corpus.write])
+                written = made if isinstance(made, Problem) else making.rows(number, made, corpus.write)
                 if isinstance(written, Problem):
                     done.no_place[number] = (record.source, written, whole_text(record))
                     break

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
-from itertools import islice
+from collections.abc import Sequence
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,22 @@ from luthier.corpus.build.deliver import Delivered
 from luthier.corpus.build.store import Store
 from luthier.corpus.build.units import inputs_of
 from luthier.corpus.build.work import Excerpt, dropped_line
+from luthier.corpus.steps.chain import masked_excerpt
 from luthier.corpus.wire import whole_text
 from luthier.recipe.corpus import Corpus
+from luthier.records import Record
 
 EXAMPLES = 5
 SHOWN_CLUSTERS = 30
 SHOWN_MEMBERS = 4
 SHOWN_LEAKS = 200
 BINS = 30
+COMPARED_CHARS = 1200  # of each side of a pair of near copies; the page compares them, and shows the first of them
+CHARS_BEFORE = 200  # where a text has no more before the first word that differs, it is shown from its beginning
+WORDS_BEFORE = 8  # that agree, before the first that does not
+MASKED_CHARS, WORDS_MASKED = 8000, 200  # what is masked to show that much: from so many words before
+WORD = re.compile(r"\S+\s*|\s+")
+CUT_BEFORE, CUT_BEHIND = "[...] ", " [...]"
 
 
 def build_ledger(store: Store, corpus: Corpus, found: Decisions, done: Delivered, excerpt: Excerpt) -> dict[str, Any]:
@@ -52,7 +62,7 @@ def build_ledger(store: Store, corpus: Corpus, found: Decisions, done: Delivered
         "languages": languages,
         "personal": {kind: {"count": count, "rows": rows_found["personal"][kind]} for kind, count in personal.items()},
         "lengths": lengths_of(done),
-        "clusters": clusters_of(store, found, excerpt),
+        "clusters": clusters_of(store, found, masked_excerpt(corpus.steps, MASKED_CHARS)),
         "index_bytes_per_row": store.index_bytes / max(1, len(store)),
         "leaks": leaks_of(found, excerpt),
         "num_leaks": len(found.audit.hits) + found.audit.num_left_out,
@@ -143,13 +153,52 @@ def clusters_of(store: Store, found: Decisions, excerpt: Excerpt) -> list[dict[s
         {
             "kept": side(store, kept, excerpt),
             "members": [
-                {**side(store, number, excerpt), "similarity": similarity}
+                {**differing(store.row(kept), store.row(number), excerpt), "similarity": similarity}
                 for number, similarity in members[:SHOWN_MEMBERS]
             ],
             "size": len(members) + 1,
         }
         for kept, members in groups.items()
     ]
+
+
+def differing(kept: Record, dropped: Record, excerpt: Excerpt) -> dict[str, str]:
+    """A near copy and the row that was kept in its place, both from shortly before the first word that differs.
+
+    Texts are masked from well before that, so that no half of a value is left at an end.
+    """
+    whole = [whole_text(record) for record in (kept, dropped)]
+    same = agreeing([WORD.findall(text) for text in whole])
+    slices = [text_around(text, same) for text in whole]
+    words = [WORD.findall(excerpt(text)) for text, _ in slices]
+    alike = agreeing(words)
+    fits = same <= WORDS_MASKED and len("".join(words[0][:alike])) <= CHARS_BEFORE
+    first = 0 if fits else max(0, alike - WORDS_BEFORE)
+    shown = ["".join(some[first:]) for some in words]
+    ours, theirs = (
+        (CUT_BEFORE if first or same > WORDS_MASKED else "") + cut_behind(text, more)
+        for text, (_, more) in zip(shown, slices, strict=True)
+    )
+    return {"source": str(dropped.source), "text": theirs, "kept_text": ours}
+
+
+def agreeing(words: Sequence[Sequence[str]]) -> int:
+    """With how many equal words two texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0].strip() == pair[1].strip(), zip(*words, strict=False)))
+
+
+def text_around(text: str, word: int) -> tuple[str, bool]:
+    """Some thousand characters of a text from well before a word on, and whether it goes on behind them."""
+    words = WORD.findall(text)
+    part = "".join(words[max(0, word - WORDS_MASKED) :])
+    return part[:MASKED_CHARS], len(part) > MASKED_CHARS
+
+
+def cut_behind(text: str, more: bool) -> str:
+    """The text up to the end of a word, with a sign that it goes on where it does."""
+    if len(text) <= COMPARED_CHARS and not more:
+        return text
+    return (text[:COMPARED_CHARS].rpartition(" ")[0] or text[:COMPARED_CHARS]) + CUT_BEHIND
 
 
 def leaks_of(found: Decisions, excerpt: Excerpt) -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ from luthier.corpus.build.deliver import deliver, make_template, write_dropped
 from luthier.corpus.build.ledger import build_ledger
 from luthier.corpus.build.store import Store
 from luthier.corpus.build.trim import trim
-from luthier.corpus.build.units import Unit, plan_units
+from luthier.corpus.build.units import Unit, inputs_of, limits_of, plan_units
 from luthier.corpus.build.work import SHOWN_CHARS, do_unit, is_done
 from luthier.corpus.steps.chain import make_steps, masked_excerpt
 from luthier.corpus.steps.chunking import TokenCounter
+from luthier.corpus.unread import unread_columns, unread_note
 from luthier.errors import DataError, RunError
 from luthier.files import write_json
 from luthier.progress import Listener, Silent
@@ -67,7 +68,8 @@ def prepare_corpus(
     make_template(corpus.template)
     listener.plan(["plan", "rows"] if shard else ["plan", "rows", "merge", "write"])
     listener.begin("plan")
-    units = plan_units(corpus, code_hash(*CODE))
+    units = plan_units(corpus, code_hash(*CODE), listener.say)
+    unread = say_unread(units, corpus, listener)
     listener.end("plan", False, f"{len(units):,} units, {sum(unit.num_bytes for unit in units):,} bytes")
     mine = units if shard is None else units[shard.index :: shard.count]
     do_units(mine, corpus, out / "work", listener, workers or num_cores())
@@ -84,11 +86,25 @@ def prepare_corpus(
     done = deliver(store, corpus, found, out, count_tokens)
     write_dropped(out, store, found, done, excerpt)
     ledger = build_ledger(store, corpus, found, done, excerpt)
+    for row, columns in zip(ledger["inputs"], unread, strict=True):
+        row["unread_columns"] = columns
     ledger |= {"cut_characters": cut, "seconds": time.perf_counter() - started, "peak_bytes": peak_memory_bytes()}
     write_json(out / "ledger.json", ledger)
     listener.end("write", False, ", ".join(f"{count:,} {part}" for part, count in ledger["parts"].items()))
     refuse_losses(ledger, corpus)
     return ledger
+
+
+def say_unread(units: list[Unit], corpus: Corpus, listener: Listener) -> list[list[str]]:
+    """Columns that nothing reads, of the first file of each input; said in a note."""
+    found: list[list[str]] = []
+    for number, source in enumerate(inputs_of(corpus)):
+        first = next((unit for unit in units if unit.input == number), None)
+        path = Path(first.files[0]) if first else Path()
+        found.append(unread_columns(path, source, first.reading, limits_of(corpus)) if first else [])
+        if note := unread_note(path, found[-1], corpus.as_read):
+            listener.say(note)
+    return found
 
 
 def prove_writable(out: Path) -> None:
@@ -109,11 +125,14 @@ def do_units(units: list[Unit], corpus: Corpus, work: Path, listener: Listener, 
     listener.begin("rows")
     waiting = [unit for unit in units if not is_done(work, unit)]
     done = total - sum(unit.num_bytes for unit in waiting)
-    cached = len(units) - len(waiting)
+    cached = ready = len(units) - len(waiting)
     with Stop() as stop:
         for unit in finished(waiting, corpus, work, min(workers, len(waiting)), stop):
             done += unit.num_bytes
-            listener.update(done, total, "bytes")
+            ready += 1
+            listener.update(
+                done, total, f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {ready:,} of {len(units):,} units"
+            )
         left = sum(not is_done(work, unit) for unit in waiting) if stop.wanted else 0
         if left:
             stop.leave(f"{len(units) - left:,} of {len(units):,} units are done and kept")

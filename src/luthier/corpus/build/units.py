@@ -7,12 +7,12 @@ units, and `--shard i/n` needs no coordination.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.corpus.documents.base import Unreadable
-from luthier.corpus.documents.find import find_files
+from luthier.corpus.documents.hub import found_files
 from luthier.corpus.rows import DOCUMENT, Block, Limits, Reading, find_reading, read_file
 from luthier.errors import DataError
 from luthier.files import content_hash
@@ -54,8 +54,8 @@ def inputs_of(corpus: Corpus) -> list[Input]:
 REPLAY = "replay"
 
 
-def plan_units(corpus: Corpus, code: str) -> list[Unit]:
-    """All units of a corpus, in the order in which their records count as first.
+def plan_units(corpus: Corpus, code: str, say: Callable[[str], None] = lambda text: None) -> list[Unit]:
+    """All units of a corpus, in the order in which their records count as first. `say` hears what is left out.
 
     Raises:
         DataError: an input that names no file, or whose rows have no known shape.
@@ -69,7 +69,10 @@ def plan_units(corpus: Corpus, code: str) -> list[Unit]:
         ]
         settings += [corpus.duplicates.model_dump(), corpus.max_line_bytes, corpus.max_file_bytes]
         documents: list[Path] = []
-        for path in find_files(source.path):
+        found = found_files(source)
+        if found.left_out:
+            say(found.left_out)
+        for path in found.files:
             reading = find_reading(path, source, limits_of(corpus))
             if reading.shape == DOCUMENT:
                 documents.append(path)

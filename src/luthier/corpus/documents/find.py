@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from luthier.errors import DataError, did_you_mean
-from luthier.files import cache_folder
 from luthier.recipe.reading import expanded
 
 MAGIC = frozenset("*?[")
-HUB = "hub:"
-DATA_PATTERNS = ("*.parquet", "*.jsonl", "*.csv", "*.tsv", "*.jsonl.gz", "*.jsonl.zst")
 START = "Paths in a recipe start at its folder."
 
 
@@ -26,8 +23,6 @@ def find_files(pattern: str) -> list[Path]:
     Raises:
         DataError: nothing is there; the message names what is.
     """
-    if pattern.startswith(HUB):
-        return hub_files(pattern)
     path = expanded(pattern)
     if path.is_file():
         return [path]
@@ -119,35 +114,3 @@ def missing(path: Path) -> DataError:
 def refuse_folder(error: OSError) -> NoReturn:
     """A folder that cannot be listed would lose its files in silence."""
     raise DataError(f"{error.filename}: cannot be read: {error.strerror}. Check its permissions.") from error
-
-
-def hub_files(pattern: str) -> list[Path]:
-    """The files of a hub data set: `hub:OWNER/NAME`, or with a path or glob behind it. Fetched into the cache.
-
-    Raises:
-        DataError: no such form, or the hub cannot be reached and the files are not in the cache.
-    """
-    owner, _, rest = pattern.removeprefix(HUB).partition("/")
-    name, _, inside = rest.partition("/")
-    if not owner or not name:
-        raise DataError(f'"{pattern}": write hub:OWNER/NAME, or hub:OWNER/NAME/PATH with * for any part of a name.')
-    folder = cache_folder("datasets") / f"{owner}--{name}"
-    fetched = fetch_from_hub(f"{owner}/{name}", [inside] if inside else list(DATA_PATTERNS), folder)
-    if fetched is not None and not folder.is_dir():
-        raise DataError(
-            f"{pattern}: could not be fetched from the hub ({fetched}). Check the name and the network, or fetch the "
-            "files by hand and name their folder."
-        )
-    return find_files(str(folder / inside) if inside else str(folder))
-
-
-def fetch_from_hub(hub_id: str, patterns: list[str], folder: Path) -> str | None:
-    """Bring a data set's files into a folder; returns what kept them away, None where nothing did."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns, local_dir=folder, etag_timeout=5)
-    except Exception as error:  # noqa: BLE001  (the hub's client has many, by cause and by version)
-        lines = str(error).strip().splitlines()
-        return lines[0] if lines else type(error).__name__
-    return None

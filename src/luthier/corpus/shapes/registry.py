@@ -192,7 +192,12 @@ class Noticing(Mapping[str, object]):
     @property
     def unread(self) -> list[str]:
         """Columns that hold something and were not asked for."""
-        return [name for name, value in self.row.items() if name not in self.read and value not in (None, "", [], {})]
+        return [name for name, value in self.row.items() if name not in self.read and holds(value)]
+
+
+def holds(value: object) -> bool:
+    """Whether there is anything in a column."""
+    return value not in (None, "", [], {})
 
 
 def read_shape(

@@ -45,8 +45,8 @@ def make_steps(settings: Steps, key: bytes | None) -> list[Step]:
 
 
 def masked_excerpt(settings: Steps, num_chars: int) -> Callable[[str], str]:
-    """How the ledger shows a dropped text: cut, and masked wherever kept texts are not left as they are."""
-    if settings.personal.action in ("off", "report"):
+    """How ledger and page show a text: cut, and masked wherever personal data is looked for, if only to count it."""
+    if settings.personal.action == "off":
         return lambda text: shorten(text, num_chars)
     mask = PersonalStep(settings.personal.model_copy(update={"action": "mask"}), None)
 

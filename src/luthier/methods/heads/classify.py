@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from luthier.corpus.lines import Problem
-from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores, hits
+from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores, hits, label_f1
 from luthier.methods.heads import base, losses
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import Classify
@@ -30,6 +30,7 @@ class ClassifyHead:
     primary: str = "accuracy"
     higher_is_better: bool = True
     needs_reference: bool = False
+    stratified: bool = True
 
     def accept(self, record: Record) -> list[Labelled] | Problem:
         """Labelled texts, of the settings' labels where they name some."""
@@ -53,6 +54,14 @@ class ClassifyHead:
     def remarks(self, rows: ManyOf[Labelled]) -> list[str]:
         """Labels that the head cannot give."""
         return base.remark(Counter(row.label for row in rows if row.label not in self.labels), len(rows))
+
+    def labels_in(self, row: Labelled) -> tuple[str, ...]:
+        """Its one label."""
+        return (row.label,)
+
+    def told(self, row: Labelled) -> str:
+        """Its label."""
+        return row.label
 
     def heads(self, width: int) -> Mapping[str, nn.Module]:
         """One output a label."""
@@ -80,9 +89,13 @@ class ClassifyHead:
         return LossOut(total, sum(self.label_weights[gold] for gold in batch.gold_B.tolist() if gold >= 0))
 
     def scores(self, outputs: Outputs, batch: Batch) -> Scores:
-        """Accuracy; a label that no training row has is never hit."""
+        """Accuracy and macro-F1; a label that no training row has is never hit, and all such count as one more."""
         assert outputs.logits_PL is not None
-        return {"accuracy": hits(outputs.logits_PL.argmax(1), batch.gold_B)}
+        given_B, gold_B = outputs.logits_PL.argmax(1), batch.gold_B
+        kinds = torch.arange(len(self.labels) + 1, device=given_B.device)
+        known_B = torch.where(gold_B < 0, len(self.labels), gold_B)
+        f1 = label_f1((given_B[:, None] == kinds).int(), (known_B[:, None] == kinds).int())
+        return {"accuracy": hits(given_B, gold_B), "macro_f1": f1}
 
     def answer(self, logits_PL: torch.Tensor) -> dict[str, Any]:
         """The likeliest label of one text, and the probability of each."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luthier.corpus.labels import listed_labels
 from luthier.corpus.lines import Problem
-from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores
+from luthier.methods.base import Batch, Example, LossOut, Outputs, Scores, label_f1
 from luthier.methods.heads import base, losses
 from luthier.prompts import Dialogue
 from luthier.recipe.methods import MultiLabel
@@ -34,6 +34,7 @@ class MultiLabelHead:
     primary: str = "micro_f1"
     higher_is_better: bool = True
     needs_reference: bool = False
+    stratified: bool = True
 
     def accept(self, record: Record) -> list[Labelled] | Problem:
         """Labelled texts whose labels, a list or parted by the separator, are the settings' where they name some."""
@@ -69,6 +70,14 @@ class MultiLabelHead:
         """Labels that the head cannot give."""
         return base.remark(Counter(label for row in rows for label in self.parted(row) - {*self.labels}), len(rows))
 
+    def labels_in(self, row: Labelled) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(sorted(self.parted(row)))
+
+    def told(self, row: Labelled) -> str:
+        """Its labels, or the word for none."""
+        return f"{self.settings.separator.strip()} ".join(self.labels_in(row)) or self.settings.none
+
     def heads(self, width: int) -> Mapping[str, nn.Module]:
         """One output a label."""
         return base.fresh_head(width, len(self.labels))
@@ -100,14 +109,23 @@ class MultiLabelHead:
         return LossOut(total, float(batch.num_rows))
 
     def scores(self, outputs: Outputs, batch: Batch) -> Scores:
-        """Micro-F1 (2 TP over 2 TP + FP + FN), and rows on which the whole set is right."""
+        """Micro-F1 (2 TP over 2 TP + FP + FN), rows on which the whole set is right, and the mean F1 of the labels.
+
+        In that mean labels that no training row has count as one more, which is never given.
+        """
         assert outputs.logits_PL is not None
         gold_BL, unknown_B = self.gold_BL(batch)
         given_BL = self.given(outputs.logits_PL).double()
         both_B = (given_BL * gold_BL).sum(1)
         counted_B = given_BL.sum(1) + gold_BL.sum(1) + unknown_B
         exact_B = (given_BL == gold_BL).all(1) & (unknown_B == 0)
-        return {"micro_f1": (2 * both_B, counted_B), "exact_match": (exact_B.double(), torch.ones_like(counted_B))}
+        more_BL = torch.stack([torch.zeros_like(unknown_B), unknown_B], dim=1)
+        given, gold = torch.cat([given_BL, more_BL[:, :1]], 1), torch.cat([gold_BL.double(), more_BL[:, 1:]], 1)
+        return {
+            "micro_f1": (2 * both_B, counted_B),
+            "exact_match": (exact_B.double(), torch.ones_like(counted_B)),
+            "macro_f1": label_f1(given, gold),
+        }
 
     def given(self, logits_BL: Tensor) -> Tensor:
         """Which labels are given: those from the threshold on."""

@@ -48,6 +48,7 @@ class OrdinalHead:
     primary: str = "distance"
     higher_is_better: bool = False
     needs_reference: bool = False
+    stratified: bool = True
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -81,6 +82,14 @@ class OrdinalHead:
     def remarks(self, rows: ManyOf[Labelled]) -> list[str]:
         """Nothing: rows that cannot be learnt are not accepted."""
         return []
+
+    def labels_in(self, row: Labelled) -> tuple[str, ...]:
+        """Its one label."""
+        return (row.label,)
+
+    def told(self, row: Labelled) -> str:
+        """Its label."""
+        return row.label
 
     def heads(self, width: int) -> Mapping[str, nn.Module]:
         """One weight row; thresholds one apart, the middle of them at 0."""

@@ -82,6 +82,10 @@ class RegressHead:
         """Nothing: rows that cannot be learnt are not accepted."""
         return []
 
+    def told(self, row: Labelled) -> str:
+        """Its number."""
+        return row.label
+
     def heads(self, width: int) -> Mapping[str, nn.Module]:
         """One output."""
         return base.fresh_head(width, 1)

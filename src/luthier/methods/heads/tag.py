@@ -38,6 +38,7 @@ class TagHead:
     mends: bool = False
     higher_is_better: bool = True
     needs_reference: bool = False
+    stratified: bool = False
 
     @property
     def primary(self) -> str:
@@ -92,6 +93,16 @@ class TagHead:
     def remarks(self, rows: ManyOf[Tagged]) -> list[str]:
         """Tags that the head cannot give."""
         return base.remark(Counter(tag for row in rows for tag in row.tags if tag not in self.tags), len(rows))
+
+    def labels_in(self, row: Tagged) -> tuple[str, ...]:
+        """The tag of each word."""
+        return row.tags
+
+    def told(self, row: Tagged) -> str:
+        """Each word with its tag behind it; words outside entities alone."""
+        outside = "O" if self.settings.scheme == "bio" else ""
+        pairs = zip(row.words, row.tags, strict=True)
+        return " ".join(word if tag == outside else f"{word}/{tag}" for word, tag in pairs)
 
     def heads(self, width: int) -> Mapping[str, nn.Module]:
         """One output a tag."""
