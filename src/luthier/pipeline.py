@@ -45,6 +45,7 @@ from luthier.training.checkpoint import Progress
 from luthier.training.learner import Learner, load_learner
 
 ONE_SHARD = 1 << 40  # rows
+REFITTED = ("tfidf", "retrieval")  # arms that answer with validation rows too, where the tuned one learns them
 
 
 def run(
@@ -195,6 +196,8 @@ class Pipeline:
         self.listener.begin(name)
         asks = {} if name in ("majority", "tfidf") else self.recipe.ask.model_dump(exclude={"generate_rows"})
         inputs = {**self.base_inputs, "arm": name, "ask": asks}
+        if name in REFITTED:
+            inputs["refit"] = self.recipe.tune.refit
 
         def compute() -> dict[str, Any]:
             arm = self.make_arm(name)
@@ -222,9 +225,9 @@ class Pipeline:
         if name == "majority":
             return Majority()
         if name == "tfidf":
-            return Tfidf()
+            return Tfidf(self.recipe.tune.refit)
         set_backend(self.model.model, self.backend)
-        return PromptArm(name, self.model.model, self.backend, VARIANTS[name])
+        return PromptArm(name, self.model.model, self.backend, VARIANTS[name], self.recipe.tune.refit)
 
     @property
     def training_inputs(self) -> dict[str, Any]:
