@@ -180,7 +180,10 @@ def evaluate(
     max_tokens: int,
     watch: Callable[[float], None] = lambda share: None,
 ) -> tuple[float, dict[str, float]]:
-    """Loss and figures over examples: each figure is a ratio of sums over rows. `watch` hears which share is done."""
+    """Loss and figures over examples: each figure is a ratio of sums over rows. `watch` hears which share is done.
+
+    A figure that has nothing to divide by (a precision where nothing was found) is NaN.
+    """
     learner.eval()
     examples, _ = annotated(learner, objective, examples, max_tokens)
     weights = divisors(objective, examples)
@@ -205,7 +208,7 @@ def evaluate(
             f"validation loss {loss:g}: training has diverged. Lower tune.learning_rate or raise tune.warmup_share, "
             "and run again."
         )
-    return loss, {name: above / below for name, (above, below) in sums.items() if below}
+    return loss, {name: above / below if below else math.nan for name, (above, below) in sums.items()}
 
 
 def added_up(parts: list[tuple[float, dict[str, list[float]]]]) -> tuple[float, dict[str, list[float]]]:
