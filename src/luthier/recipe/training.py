@@ -24,8 +24,10 @@ NOT_OF_RESULTS = frozenset(["micro_batch_tokens", "memory", "checkpoints", "para
 class Training(Part):
     """How weights learn."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.", strict=False)
-    batch_size: int = Field(16, ge=1, description="Rows of one optimizer step.")
+    epochs: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="Passes over the training rows; a share of one too.", strict=False
+    )
+    batch_size: int = Field(16, ge=1, description="Rows of one optimizer step; the last step has those that are left.")
     micro_batch_tokens: MicroBatchTokens = Field(
         DEFAULT_MICRO_BATCH_TOKENS,
         description="Most distinct tokens of one forward pass; more are split, exactly. `auto`: as many as fit into "

@@ -61,7 +61,7 @@ def one_step(
         for micro, counts in micros:
             batch = learner.batch(micro)
             out = objective.loss(learner(batch), batch)
-            share = out.total / weights[batch.task]
+            share = out.total / (weights[batch.task] or 1.0)  # rows that count nothing have a loss of 0
             learns = share.requires_grad  # not where no head is read and every layer is held back (tune.unfreeze)
             if not counts:
                 if learns:
