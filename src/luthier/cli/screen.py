@@ -247,7 +247,7 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
             measured(found["before"]["value"]),
             measured(found["after"]["value"]),
             measured(found["change"]["value"], "+"),
-            f"{measured(found['change']['low'], '+')} to {measured(found['change']['high'], '+')}",
+            interval(found["change"]),
             f"{found['n']}",
         )
     console.print(f"\n{result['name']}\n")
@@ -266,6 +266,13 @@ def deciding_figures(stages: list[dict[str, Any]]) -> Iterator[tuple[str, str, d
         figures = [f"{name}/{task['primary_metric']}" for name, task in tasks.items()] or [stage["primary_metric"]]
         for figure in figures:
             yield stage["name"], figure, stage["figures"][figure]
+
+
+def interval(found: dict[str, Any]) -> str:
+    """Both ends of a change's interval, if it has one."""
+    if found["low"] is None or found["high"] is None:
+        return "none"
+    return f"{measured(found['low'], '+')} to {measured(found['high'], '+')}"
 
 
 def measured(value: float | None, sign: str = "") -> str:
