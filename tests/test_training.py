@@ -431,6 +431,23 @@ def test_a_training_learns_its_epochs_and_no_row_more(epochs, num_rows, batch_si
     assert list(itertools.chain.from_iterable(steps)) == wanted.tolist()
 
 
+@pytest.mark.parametrize(
+    ("max_steps", "share", "wanted"),
+    [(None, 1.0, (34, 9)), (3, 1.0, (12, 3)), (99, 1.0, (34, 9)), (8, 0.5, (16, 4)), (8, 0.01, (1, 1))],
+)
+def test_the_steps_of_a_training_may_be_bounded(max_steps, share, wanted):
+    """Two epochs of 17 rows in steps of 4; a refit trains for a share of what the first training did."""
+    assert planned(tune_of(epochs=2.0, batch_size=4, max_steps=max_steps), 17, share) == wanted
+
+
+def test_a_bounded_training_is_planned_for_its_steps(tiny_path, tmp_path):
+    """Validated four times within them, with a schedule that ends with them."""
+    tune = tune_of(method="head", max_steps=4, evaluate_every=0, warmup_steps=1, schedule="linear", learning_rate=0.1)
+    history = Training(tiny_path, tune).run(tmp_path)
+    assert [entry["step"] for entry in history.validation] == [1, 2, 3, 4] and history.num_steps == 4
+    assert [entry["learning_rate"] for entry in history.train] == pytest.approx([0.05, 0.1, 0.2 / 3, 0.1 / 3])
+
+
 def test_a_short_last_step_is_resumed_exactly_and_counts_its_own_rows(tiny_path, tmp_path):
     """13 rows in steps of 4: the last has one, and its loss is that row's own."""
     tune = tune_of(method="head", epochs=1.3, evaluate_every=9)

@@ -71,7 +71,7 @@ class Fitting:
             "fit": asdict(reading(history)),
             "best_step": history.best_step,
             "rows": len(training),
-            "epochs": tune.epochs,
+            "epochs": min(tune.epochs, planned(tune, len(training))[0] / len(training)),
             "trained_tokens": sum(part.trained_tokens for part in done),
             "computed_tokens": sum(part.computed_tokens for part in done),
             "sequence_tokens": sum(part.sequence_tokens for part in done),

@@ -306,7 +306,7 @@ class Pipeline:
         tune = self.recipe.tune
         training = self.folder.value("training")
         classifier = Classifier(self.learner, self.tuned_prompt, self.recipe.ask.batch_tokens, training["temperature"])
-        chosen = f"{tune.adapter.told}, method {tune.method}, {tune.epochs:g} epochs"
+        chosen = f"{tune.adapter.told}, method {tune.method}, {training['epochs']:.3g} epochs"
         if training["refit"]:
             chosen += f", refitted on training and validation rows ({training['refit']['steps']} steps)"
         arm = Tuned(classifier, chosen)

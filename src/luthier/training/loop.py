@@ -72,7 +72,7 @@ def train(
     order = course.order or partial(permutation, seed, num_rows=len(examples))
     num_rows = len(order(0))
     num_draws, num_steps = planned(training, num_rows, length_share)
-    evaluate_every = training.evaluate_every or max(1, math.ceil(num_rows / training.batch_size / 4))
+    evaluate_every = training.evaluate_every or max(1, math.ceil(min(num_rows, num_draws) / training.batch_size / 4))
     schedule = schedule_of(training, num_steps)
     optimizer = make_optimizer(learner, training)
     torch.manual_seed(ranks.seed(seed))
@@ -131,8 +131,11 @@ def train(
 
 
 def planned(training: Training, num_rows: int, length_share: float = 1.0) -> tuple[int, int]:
-    """(rows learnt from in all, each as often as it comes; steps) of a training of that share of its `epochs`."""
-    num_draws = max(1, round(length_share * training.epochs * num_rows))
+    """(rows learnt from in all, each as often as it comes; steps) of that share of `epochs`, or of `max_steps`."""
+    whole = training.epochs * num_rows
+    if training.max_steps is not None:
+        whole = min(whole, training.max_steps * training.batch_size)
+    num_draws = max(1, round(length_share * whole))
     return num_draws, math.ceil(num_draws / training.batch_size)
 
 

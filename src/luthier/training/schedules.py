@@ -39,7 +39,9 @@ class Schedule:
 
 def schedule_of(training: Training, num_steps: int) -> Schedule:
     """The schedule of a training of `num_steps` steps."""
-    return Schedule(training.schedule, num_steps, round(training.warmup_share * num_steps), training.metric)
+    set_steps = training.warmup_steps
+    num_warmup = round(training.warmup_share * num_steps) if set_steps is None else set_steps
+    return Schedule(training.schedule, num_steps, num_warmup, training.metric)
 
 
 def constant(settings: Constant, done: int, total: int) -> float:
