@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score
 
 from luthier.evaluation import held_out
 from luthier.evaluation.held_out import by_group, change, change_p, figure, ratio, resampled_ratios, score_rows
+from luthier.evaluation.statistics import paired_difference
 from luthier.methods.base import make_batch
 from luthier.methods.documents import DocumentClm
 from luthier.models import load_model
@@ -74,9 +75,41 @@ def test_a_figure_that_no_row_has_is_nan():
     assert change_p(empty, empty, 50, 0) == 1.0
 
 
-def test_a_figure_of_equal_rows_has_no_width():
-    found = figure((np.full(9, 3.0), np.full(9, 2.0)), 100, 0, 0.95)
-    assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)
+@pytest.mark.parametrize(
+    "above", [np.zeros(12), np.full(12, 0.1), np.linspace(0.1, 1.2, 12)], ids=["0", "equal", "even"]
+)
+def test_a_figure_that_no_draw_of_rows_changes_has_no_interval(above):
+    """No entity found in twelve rows, or 0.2 of each: that is no proof that it is 0, or 0.2, on others."""
+    sums = above, 5 * above if above.any() else np.full(12, 5.0)
+    found = figure(sums, 100, 0, 0.95)
+    assert found.value == pytest.approx(0.2 if above.any() else 0.0) and np.isnan([found.low, found.high]).all()
+    moved = change(sums, sums, 100, 0, 0.95)
+    assert moved.value == 0 and np.isnan([moved.low, moved.high]).all()
+    better = change(sums, (3 * sums[0] + 1e-3 * sums[1], sums[1]), 100, 0, 0.95)
+    assert better.value > 0 and np.isnan([better.low, better.high]).all()
+
+
+def test_shares_of_right_rows_have_the_intervals_of_shares():
+    """24 of 24: Wilson's lower bound is n / (n + z^2) = 0.862. No row moved: Tango's bounds are z^2 / (n + z^2)."""
+    right, wrong = (np.ones(24), np.ones(24)), (np.zeros(24), np.ones(24))
+    z = scipy.stats.norm.ppf(0.975) ** 2
+    found = figure(right, 50, 0, 0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 24 / (24 + z), 1.0))
+    same = change(right, right, 50, 0, 0.95)
+    assert (same.value, same.low, same.high) == pytest.approx((0.0, -z / (24 + z), z / (24 + z)))
+    lost = change(right, wrong, 50, 0, 0.95)
+    assert lost.value == lost.low == -1.0 and -1 < lost.high < -0.7
+    some = (np.array([1.0, 0, 0, 1, 1]), np.ones(5)), (np.array([1.0, 1, 1, 0, 1]), np.ones(5))
+    interval = paired_difference(2, 1, 5, 0.9)
+    moved = change(*some, 50, 0, 0.9)
+    assert (moved.low, moved.high) == (interval.low, interval.high)
+    assert change_p(*some, 50, 0) == 1.0 and change_p(wrong, right, 50, 0) == 2 / 2**24
+
+
+def test_where_a_group_has_several_rows_shares_are_resampled():
+    """Wilson's interval is of independent rows; groups of three, one right and one half right, are two witnesses."""
+    found = figure((np.array([3.0, 1.0]), np.array([3.0, 3.0])), 4000, 0, 0.95)
+    assert (found.low, found.high) == (pytest.approx(1 / 3), 1.0)
 
 
 def test_the_interval_agrees_with_scipy():

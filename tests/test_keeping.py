@@ -450,6 +450,14 @@ def test_a_task_whose_first_score_is_gone_says_so():
     )
 
 
+def test_a_change_that_no_draw_of_rows_alters_is_told_without_an_interval():
+    for value, word in ((0.0, "no loss shown"), (-0.5, "forgotten")):
+        found = lost([cell("a", 0.8), cell("a", 0.8 + value, {"value": value, "low": None, "high": None})])
+        assert note({"stage": "a", "figure": "entity_f1", **found}) == (
+            f"a: {word} since its own stage; entity f1 changed by {value:+.4g} (no interval)."
+        )
+
+
 # --- the recipe -------------------------------------------------------------------------------------------------------
 
 DATA = {"train": "a.jsonl"}

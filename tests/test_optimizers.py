@@ -18,7 +18,7 @@ from luthier.recipe.schedules import (
     Wsd,
 )
 from luthier.training.optimizers import FOR_MATRICES, MAKERS, make_optimizer
-from luthier.training.schedules import SHAPES, Schedule
+from luthier.training.schedules import SHAPES, Schedule, schedule_of
 from test_training import Training, assert_equal_tensors, losses, what_happened
 from test_training import tune_of as plain_tune
 
@@ -300,6 +300,16 @@ def test_micro_batches_change_nothing_whatever_the_optimizer(kind, tiny_path, tm
 
 
 # --- schedules -------------------------------------------------------------------------------------------------
+
+
+def test_steps_of_warm_up_stand_in_the_place_of_their_share():
+    """0: none at all; more than there are: the rate rises to the end."""
+    counts = {
+        steps: schedule_of(plain_tune(warmup_share=0.1, warmup_steps=steps), 20).num_warmup for steps in (None, 0, 5)
+    }
+    assert counts == {None: 2, 0: 0, 5: 5}
+    rising = schedule_of(plain_tune(warmup_steps=9), 3)
+    assert [rising.factor(step) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def factors(settings, num_steps=6, num_warmup=2):

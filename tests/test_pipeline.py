@@ -155,6 +155,10 @@ def test_finished_stages_are_not_done_again_and_changed_ones_are(finished):
         listener=heard,
     )
     assert heard.cached["zero_shot"] is False
+    heard = Heard()
+    arms = ["majority", "tfidf", "few_shot", "retrieval"]
+    luthier.run(recipe(folder, arms=arms, tune={"refit": False}), folder / "run", listener=heard)
+    assert [heard.cached[arm] for arm in arms] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("method", ["candidates", "sft"])

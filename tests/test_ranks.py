@@ -129,7 +129,7 @@ def test_several_processes_learn_what_one_learns(method, adapter, parallel, size
 
 def test_more_processes_than_rows(jobs):
     """One or two rows a step for three ranks: whoever has none keeps the others company."""
-    settings = {"adapter": "full", "learning_rate": 1e-3, "batch_size": 2, "rows": 5, "epochs": 2.0}
+    settings = {"adapter": "full", "learning_rate": 1e-3, "batch_size": 2, "rows": 5, "epochs": 1.4}
     assert_same_training(jobs.loop(3, **settings), jobs.loop(1, **settings))
 
 

@@ -7,17 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.errors import TrainingError
+from luthier.errors import RunError, TrainingError
 from luthier.forest import even
 from luthier.forest.even import mark_even
 from luthier.forest.tree import build_forest
+from luthier.methods.head import HeadMethod
 from luthier.recipe import Training as Settings
 from luthier.recipe.averaging import Ema, NoAverage, Stop, Swa
 from luthier.records import Sequence
 from luthier.training.averaging import WeightAverage, share_of
-from luthier.training.checkpoint import History
+from luthier.training.checkpoint import History, load_best
 from luthier.training.curves import reading
-from luthier.training.judging import badness, best_step, check_metric, has_ended, num_reductions, waits
+from luthier.training.judging import badness, best_step, check_metric, has_ended, num_reductions, since_known, waits
 from luthier.training.noise import disturbed, flat_keys, keys_of, prefix_keys, uniform
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import evaluate, one_step
@@ -268,11 +269,47 @@ def test_waits_by_hand():
 
 
 def test_figures_know_their_direction():
-    assert badness(entries([0.5, 0.7], "accuracy"), "accuracy") == [(10, -0.5), (20, -0.7)]
-    assert badness(entries([0.5, 0.7], "ner/kl"), "ner/kl") == [(10, 0.5), (20, 0.7)]
+    assert badness(entries([0.5, 0.7], "accuracy"), "accuracy") == [-0.5, -0.7]
+    assert badness(entries([0.5, 0.7], "ner/kl"), "ner/kl") == [0.5, 0.7]
     assert best_step(entries([0.5, 0.7, 0.7], "accuracy"), "accuracy") == 20
     assert best_step(entries([0.5, 0.4, 0.6]), "loss") == 20
-    assert best_step([{"step": 5, "loss": 1.0}], "accuracy") == 0
+    assert best_step([], "accuracy") == 0
+
+
+def test_a_figure_that_cannot_be_computed_is_the_worst_and_patience_begins_where_it_can():
+    """A tagger that finds nothing yet has no precision: 0/0."""
+    history = History(num_steps=9)
+    for step, (loss, value) in enumerate([(3.0, math.nan), (2.0, math.nan), (2.5, math.nan), (4.0, 0.1)], start=1):
+        history.record_validation(step, loss, {"entity_precision": value}, "entity_precision")
+        assert history.best_step == [1, 2, 2, 4][step - 1], "the lowest loss, until there is a figure"
+    assert history.validation[0] == {"step": 1, "loss": 3.0}
+    assert badness(history.validation, "entity_precision") == [math.inf, math.inf, math.inf, -0.1]
+    assert since_known(history.validation, "entity_precision") == [-0.1]
+    impatient = Settings(metric="entity_precision", stop=Stop(patience=1))
+    assert not has_ended(history.validation, impatient)
+    history.record_validation(5, 1.0, {"entity_precision": math.nan}, "entity_precision")
+    assert history.best_step == 4 and has_ended(history.validation, impatient)
+
+
+class NeverFinds(HeadMethod):
+    """A head whose precision can never be computed."""
+
+    def scores(self, outputs, batch):
+        zeros_B = torch.zeros(batch.num_rows)
+        return {**super().scores(outputs, batch), "precision": (zeros_B, zeros_B)}
+
+
+def test_a_metric_that_is_never_computed_still_leaves_the_best_weights(tiny_path, tmp_path):
+    training = Training(tiny_path, tune_of(metric="precision", evaluate_every=1, epochs=2.0))
+    training.method = NeverFinds()
+    history = training.run(tmp_path)
+    assert history.best_step == best_step(history.validation, "loss") > 0
+    assert all([*entry] == ["step", "loss", "accuracy"] for entry in history.validation)
+
+
+def test_weights_that_are_gone_are_told_of(tiny_path, tmp_path):
+    with pytest.raises(RunError, match="best: the weights of the best step are not there: somebody removed them, or"):
+        load_best(Training(tiny_path, tune_of()).learner, tmp_path)
 
 
 def test_when_a_training_ends():

@@ -245,7 +245,21 @@ def test_the_verdict_is_beside_the_rival(gain, p, n, higher, word):
     said = verdict_beside("entity_f1", higher, found, "crf", 0.95)
     assert said == (
         f"{word}: entity f1 0.7 beside 0.5 of crf on {n} held-out rows, difference {gain[0]:+.4g} "
-        f"[{gain[1]:+.4g}, {gain[2]:+.4g}]."
+        f"[{gain[1]:+.4g}, {gain[2]:+.4g}], p = {p:.3f} (level 0.05)."
+    )
+
+
+def test_a_gain_without_an_interval_is_judged_by_its_p():
+    """Twelve rows of which each has all entities now and had none: no draw of them says anything else."""
+    found = {"after": {"value": 1.0}, "rival": {"value": 0.0}, "gain_p": 2 / 2**12, "n": 12,
+             "gain": {"value": 1.0, "low": float("nan"), "high": float("nan")}}  # fmt: skip
+    assert verdict_beside("entity_f1", True, found, "crf", 0.95) == (
+        "better: entity f1 1 beside 0 of crf on 12 held-out rows, difference +1 (no interval), p < 0.001 (level 0.05)."
+    )
+    same = {**found, "after": {"value": 0.0}, "gain": {**found["gain"], "value": 0.0}, "gain_p": 1.0}
+    assert verdict_beside("entity_f1", True, same, "crf", 0.95) == (
+        "no difference shown: entity f1 0 beside 0 of crf on 12 held-out rows, difference +0 (no interval), "
+        "p = 1.000 (level 0.05)."
     )
 
 

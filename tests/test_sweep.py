@@ -489,9 +489,9 @@ def test_which_figure_compares_trials():
         )
         return metric_of(changed, parse_recipe({**recipe.model_dump(), "sweep": sweep}).sweep, "accuracy", 7)
 
-    assert metric({"space": {"tune.epochs": [1.0]}}) == Metric("loss", False, 7)
+    assert metric({"space": {"tune.epochs": [1.0]}}) == Metric("loss", False, 7, checked=True)
     assert metric({"space": {"tune.label_smoothing": [0.1]}}) == Metric("accuracy", True, 7)
-    assert metric({"space": {"tune.epochs": [1.0]}}, "accuracy") == Metric("accuracy", True, 7)
+    assert metric({"space": {"tune.epochs": [1.0]}}, "accuracy") == Metric("accuracy", True, 7, checked=True)
     assert metric({"metric": "bits_per_byte"}) == Metric("bits_per_byte", False, 7)
     with pytest.raises(RecipeError, match="reward is neither better nor worse"):
         metric({"metric": "reward"})
@@ -566,3 +566,15 @@ def test_without_optuna_the_message_names_the_extra(luthier, rows, tiny_path, tm
     code, _, err = luthier("sweep", path, "--out", tmp_path / "out")
     assert code == 1 and 'a sweep needs optuna, which is not installed. pip install "luthier[sweep]"' in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_that_cannot_be_computed_yet_is_no_wrong_name():
+    """A precision where nothing was found: the trial is not compared there; a name that never comes ends the sweep."""
+    entries = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.9, "entity_precision": 0.5}]
+    checked, plain = (Metric("entity_precision", True, 5, checked=value) for value in (True, False))
+    assert checked.of(entries[:1], 2) is None and plain.of(entries, 2) is None and plain.of(entries, 4) == 0.5
+    with pytest.raises(NoFigureError):
+        plain.of(entries[:1], 2)
+    watch = Watch(Teller(9), checked, epochs=2.0, unit=0.25, may_end=True)
+    watch(Progress(2, 20, 1.0, {}, 0.0, tuple(entries[:1]), 2))
+    assert watch.value is None

@@ -66,6 +66,7 @@ def problem(space: dict, recipe=None) -> str:
         ({"tune.batch_size": [8, 0]}, "tune.batch_size, value 0: tune.batch_size: input should be greater than or"),
         ({"tune.method": ["head", "hed"]}, "value hed: tune.method: 'hed' is not allowed; use"),
         ({"tune.warmup_share": {"low": 0.1, "high": 1.5}}, "value 1.5: tune.warmup_share: input should be less than 1"),
+        ({"tune.max_steps": [8, 16]}, "tune.max_steps: trials are compared at shares of their epochs, and this ends"),
         ({"tune.adapter": ["lora", {"kind": "lora", "rankk": 2}]}, 'unknown key. Did you mean "rank"?'),
     ],
 )

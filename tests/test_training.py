@@ -8,8 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -26,7 +29,7 @@ from luthier.signals import Stop
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, StepDone, latest_checkpoint, save_checkpoint
 from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner, read_heads
-from luthier.training.loop import permutation, rows_of_step, train
+from luthier.training.loop import permutation, planned, rows_in_order, rows_of_step, train
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import evaluate, one_step
 from tiny import tiny_folder
@@ -411,6 +414,71 @@ def test_each_epoch_is_a_permutation_of_its_own(batch_size):
     assert len(set(epochs)) == 5, "no two epochs in one order"
     assert epochs == [tuple(permutation(7, epoch, 10).tolist()) for epoch in range(5)]
     assert rows_of_step(0, 10, 10, 7) != rows_of_step(0, 10, 10, 8)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_rows", "batch_size", "sizes"),
+    [(1.0, 17, 16, [16, 1]), (1.0, 5, 16, [5]), (2.0, 5, 4, [4, 4, 2]), (0.5, 9, 2, [2, 2]), (0.01, 9, 2, [1])],
+)
+def test_a_training_learns_its_epochs_and_no_row_more(epochs, num_rows, batch_size, sizes):
+    """The last step is the shorter one; the next epoch fills none up."""
+    tune = tune_of(epochs=epochs, batch_size=batch_size)
+    num_draws, num_steps = planned(tune, num_rows)
+    order = partial(permutation, 3, num_rows=num_rows)
+    steps = [rows_in_order(step, batch_size, num_rows, order, num_draws) for step in range(num_steps)]
+    assert [len(step) for step in steps] == sizes
+    wanted = np.concatenate([order(0), order(1)])[:num_draws]
+    assert list(itertools.chain.from_iterable(steps)) == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "share", "wanted"),
+    [(None, 1.0, (34, 9)), (3, 1.0, (12, 3)), (99, 1.0, (34, 9)), (8, 0.5, (16, 4)), (8, 0.01, (1, 1))],
+)
+def test_the_steps_of_a_training_may_be_bounded(max_steps, share, wanted):
+    """Two epochs of 17 rows in steps of 4; a refit trains for a share of what the first training did."""
+    assert planned(tune_of(epochs=2.0, batch_size=4, max_steps=max_steps), 17, share) == wanted
+
+
+def test_a_bounded_training_is_planned_for_its_steps(tiny_path, tmp_path):
+    """Validated four times within them, with a schedule that ends with them."""
+    tune = tune_of(method="head", max_steps=4, evaluate_every=0, warmup_steps=1, schedule="linear", learning_rate=0.1)
+    history = Training(tiny_path, tune).run(tmp_path)
+    assert [entry["step"] for entry in history.validation] == [1, 2, 3, 4] and history.num_steps == 4
+    assert [entry["learning_rate"] for entry in history.train] == pytest.approx([0.05, 0.1, 0.2 / 3, 0.1 / 3])
+
+
+def test_a_short_last_step_is_resumed_exactly_and_counts_its_own_rows(tiny_path, tmp_path):
+    """13 rows in steps of 4: the last has one, and its loss is that row's own."""
+    tune = tune_of(method="head", epochs=1.3, evaluate_every=9)
+    whole = Training(tiny_path, tune)
+    wanted = whole.run(tmp_path / "whole")
+    assert wanted.num_steps == 4
+    rows = [*permutation(11, 0, 10), *permutation(11, 1, 10)][:13]
+    assert wanted.sequence_tokens == sum(whole.examples[row].num_tokens for row in rows)
+
+    def fail(progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        Training(tiny_path, tune).run(tmp_path / "cut", fail)
+    resumed = Training(tiny_path, tune)
+    assert what_happened(resumed.run(tmp_path / "cut")) == what_happened(wanted)
+    assert_equal_tensors(resumed.weights(), whole.weights())
+
+
+def test_a_step_whose_rows_count_nothing_is_no_division_by_zero(tiny_path):
+    training = Training(tiny_path, tune_of(method="sft", weight_decay=0.0))
+    before = training.weights()
+    (row,) = training.examples[0].sequences
+    nothing = replace(training.examples[0], sequences=(replace(row, weights=(0.0,) * len(row.weights)),))
+    done = one_step(
+        training.learner, training.method, [nothing], make_optimizer(training.learner, training.tune), 1.0,
+        training.tune, 0,
+    )  # fmt: skip
+    assert (done.loss, done.gradient_norm) == (0.0, 0.0)
+    assert_equal_tensors(training.weights(), before)
 
 
 def test_the_head_has_its_own_rate_and_vectors_no_decay(tiny_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from luthier.training.cached import cached
 from luthier.training.checkpoint import History, Progress
 from luthier.training.curves import reading
 from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
-from luthier.training.loop import train
+from luthier.training.loop import planned, train
 from luthier.training.memory import read_memory
 from luthier.training.probe import ProbeLearner
 
@@ -72,7 +71,7 @@ class Fitting:
             "fit": asdict(reading(history)),
             "best_step": history.best_step,
             "rows": len(training),
-            "epochs": tune.epochs,
+            "epochs": min(tune.epochs, planned(tune, len(training))[0] / len(training)),
             "trained_tokens": sum(part.trained_tokens for part in done),
             "computed_tokens": sum(part.computed_tokens for part in done),
             "sequence_tokens": sum(part.sequence_tokens for part in done),
@@ -139,7 +138,7 @@ class Fitting:
         """Steps of both trainings, for the time left."""
         tune, num_train = self.recipe.tune, len(self.rows.train)
         rows = [num_train, num_train + len(self.rows.validation)] if tune.refit else [num_train]
-        return sum(math.ceil(tune.epochs * count / tune.batch_size) for count in rows)
+        return sum(planned(tune, count)[1] for count in rows)
 
     def fitted_temperature(self, learner: Learner, history: History) -> float:
         """The temperature of the answers on validation rows, which this learner has not been trained on."""

@@ -49,6 +49,7 @@ from luthier.training.checkpoint import Progress
 from luthier.training.learner import Learner, load_learner
 
 ONE_SHARD = 1 << 40  # rows
+REFITTED = ("tfidf", "retrieval")  # arms that answer with validation rows too, where the tuned one learns them
 
 
 def run(
@@ -212,6 +213,8 @@ class Pipeline:
         self.listener.begin(name)
         asks = {} if name in ("majority", "tfidf") else self.recipe.ask.model_dump(exclude={"generate_rows"})
         inputs = {**self.base_inputs, "arm": name, "ask": asks}
+        if name in REFITTED:
+            inputs["refit"] = self.recipe.tune.refit
 
         def compute() -> dict[str, Any]:
             arm = self.make_arm(name)
@@ -239,9 +242,9 @@ class Pipeline:
         if name == "majority":
             return Majority()
         if name == "tfidf":
-            return Tfidf()
+            return Tfidf(self.recipe.tune.refit)
         set_backend(self.model.model, self.backend)
-        return PromptArm(name, self.model.model, self.backend, VARIANTS[name])
+        return PromptArm(name, self.model.model, self.backend, VARIANTS[name], self.recipe.tune.refit)
 
     @property
     def training_inputs(self) -> dict[str, Any]:
@@ -320,7 +323,7 @@ class Pipeline:
         tune = self.recipe.tune
         training = self.folder.value("training")
         classifier = Classifier(self.learner, self.tuned_prompt, self.recipe.ask.batch_tokens, training["temperature"])
-        chosen = f"{tune.adapter.told}, method {tune.method}, {tune.epochs:g} epochs"
+        chosen = f"{tune.adapter.told}, method {tune.method}, {training['epochs']:.3g} epochs"
         if training["refit"]:
             chosen += f", refitted on training and validation rows ({training['refit']['steps']} steps)"
         arm = Tuned(classifier, chosen)

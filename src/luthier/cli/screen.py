@@ -254,7 +254,7 @@ def print_stages(result: dict[str, Any], folder: Path) -> None:
             measured(found["before"]["value"]),
             measured(found["after"]["value"]),
             measured(found["change"]["value"], "+"),
-            f"{measured(found['change']['low'], '+')} to {measured(found['change']['high'], '+')}",
+            interval(found["change"]),
             f"{found['n']}",
         )
     console.print(f"\n{result['name']}\n")
@@ -286,6 +286,13 @@ def deciding_figures(stages: list[dict[str, Any]]) -> Iterator[tuple[str, str, d
             for figure in dict.fromkeys(f"{task}{name}" for name in (first, *BESIDE)):
                 if figure in stage["figures"]:
                     yield stage["name"], figure, stage["figures"][figure]
+
+
+def interval(found: dict[str, Any]) -> str:
+    """Both ends of a change's interval, if it has one."""
+    if found["low"] is None or found["high"] is None:
+        return "none"
+    return f"{measured(found['low'], '+')} to {measured(found['high'], '+')}"
 
 
 def measured(value: float | None, sign: str = "") -> str:

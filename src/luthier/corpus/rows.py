@@ -145,9 +145,9 @@ def has_labels(path: Path, source: Input, limits: Limits) -> bool:
     return all(0 < len(label) <= LABEL_CHARS for label in labels) and len(set(labels)) < len(labels)
 
 
-def read_input(source: Input, limits: Limits) -> Iterator[Record | Unreadable]:
-    """The records of all files of an input, one after the other."""
-    yield from read_files(source_files(source), source, limits)
+def read_input(source: Input, limits: Limits, unread: Counter[str] | None = None) -> Iterator[Record | Unreadable]:
+    """The records of all files of an input, one after the other; `unread` as in `read_files`."""
+    yield from read_files(source_files(source), source, limits, unread)
 
 
 def read_files(

@@ -2,7 +2,8 @@
 
 Every figure is a ratio of sums over rows, or the mean of L such ratios (methods/base.py: `Scores`), so one way of
 resampling serves them all. Shapes [B] and [G] below stand for [B, L] and [G, L] as well. Rows are drawn by group (one
-document, one prompt), since chunks of one document are no independent witnesses.
+document, one prompt), since chunks of one document are no independent witnesses. Shares of rows that are right have the
+intervals of shares, which have their width where all rows are right.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from luthier.evaluation.statistics import sign_flip_p
+from luthier.evaluation.statistics import Interval, mcnemar_exact, paired_difference, sign_flip_p, wilson
 from luthier.methods.base import Example, Objective, mean_ratio
 from luthier.processes import gathered, num_processes
 from luthier.training.learner import Learner
@@ -23,13 +24,14 @@ from luthier.training.ranks import here
 from luthier.training.step import annotated
 
 CHUNK_NUMBERS = 4_000_000  # counts that are drawn at once: 32 MB
+ROUNDING = 1e-12  # of a figure: resamples that differ by less do not differ
 Floats = NDArray[np.float64]
 Figures = dict[str, tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A ratio of sums with its interval."""
+    """A ratio of sums with its interval; NaN for bounds where the rows tell of none."""
 
     value: float
     low: float
@@ -96,16 +98,25 @@ def summed(values: Floats, number_B: NDArray[np.int64], num_groups: int) -> Floa
 
 
 def figure(sums_G: tuple[Floats, Floats], resamples: int, seed: int, confidence: float) -> Figure:
-    """The ratio with a percentile bootstrap interval over groups (Efron and Tibshirani 1993, chapter 13)."""
-    return with_interval(ratio(*sums_G), resampled_ratios([sums_G], resamples, seed)[0], confidence)
+    """The ratio with a percentile bootstrap interval over groups (Efron and Tibshirani 1993, chapter 13).
+
+    A share of groups that are right, each counting one, has a score interval (Wilson 1927).
+    """
+    value = ratio(*sums_G)
+    if are_right_or_wrong(sums_G):
+        return bounded(value, wilson(int(sums_G[0].sum()), len(sums_G[0]), confidence))
+    return with_interval(value, resampled_ratios([sums_G], resamples, seed)[0], confidence, abs(value))
 
 
 def change(
     before: tuple[Floats, Floats], after: tuple[Floats, Floats], resamples: int, seed: int, confidence: float
 ) -> Figure:
-    """after - before on the same groups, resampled together."""
+    """after - before on the same groups, resampled together; of shares the score interval (Tango 1998)."""
+    first, second = ratio(*before), ratio(*after)
+    if are_right_or_wrong(before) and are_right_or_wrong(after):
+        return bounded(second - first, paired_difference(*only_one_right(before, after), len(after[0]), confidence))
     first_C, second_C = resampled_ratios([before, after], resamples, seed)
-    return with_interval(ratio(*after) - ratio(*before), second_C - first_C, confidence)
+    return with_interval(second - first, second_C - first_C, confidence, max(abs(first), abs(second)))
 
 
 def change_p(before: tuple[Floats, Floats], after: tuple[Floats, Floats], resamples: int, seed: int) -> float:
@@ -113,14 +124,33 @@ def change_p(before: tuple[Floats, Floats], after: tuple[Floats, Floats], resamp
 
     With r the pooled ratio, group g contributes (above_after - above_before) - r (below_after - below_before); where
     denominators do not change (bytes, rows) that is the plain difference. Of L ratios each is so, over its pooled sum
-    below the line, and they are added up.
+    below the line, and they are added up. Of shares it is McNemar's exact test.
     """
+    if are_right_or_wrong(before) and are_right_or_wrong(after):
+        return mcnemar_exact(*only_one_right(before, after))
     below = np.maximum(before[1].sum(0) + after[1].sum(0), 1e-300)
     pooled = (before[0].sum(0) + after[0].sum(0)) / below
     differences_G = (after[0] - before[0]) - pooled * (after[1] - before[1])
     if differences_G.ndim > 1:
         differences_G = (differences_G / below).sum(axis=1)
     return sign_flip_p(differences_G, resamples, seed) if np.any(differences_G) else 1.0
+
+
+def are_right_or_wrong(sums_G: tuple[Floats, Floats]) -> bool:
+    """Whether each group counts one and is right or wrong, so that the figure is a share of groups."""
+    above_G, below_G = sums_G
+    return bool(below_G.ndim == 1 and len(below_G) and np.all(below_G == 1) and np.all((above_G == 0) | (above_G == 1)))
+
+
+def only_one_right(before: tuple[Floats, Floats], after: tuple[Floats, Floats]) -> tuple[int, int]:
+    """How many groups are right only after, and only before."""
+    moved_G = after[0] - before[0]
+    return int((moved_G > 0).sum()), int((moved_G < 0).sum())
+
+
+def bounded(value: float, interval: Interval) -> Figure:
+    """A value with its interval."""
+    return Figure(value, interval.low, interval.high)
 
 
 def ratio(above_G: Floats, below_G: Floats) -> float:
@@ -154,10 +184,15 @@ def drawn_ratios(sums: Floats) -> Floats:
         return np.where(there, ratios, 0.0).sum(-1) / there.sum(-1)
 
 
-def with_interval(value: float, values_C: Floats, confidence: float) -> Figure:
-    """A value with the percentile interval of its resamples."""
+def with_interval(value: float, values_C: Floats, confidence: float, scale: float) -> Figure:
+    """A value with the percentile interval of its resamples.
+
+    None where they are all the same (all words right, no entity found, one row): such rows do not tell how far the
+    figure would be off on others, and an interval without width would say that it is exact. `scale`: of the figures
+    that the value was worked out from, for rounding.
+    """
     usable_C = values_C[np.isfinite(values_C)]
-    if not len(usable_C):
+    if not len(usable_C) or np.ptp(usable_C) <= ROUNDING * scale:
         return Figure(value, float("nan"), float("nan"))
     low, high = np.quantile(usable_C, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Figure(value, float(low), float(high))

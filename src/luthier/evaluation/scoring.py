@@ -203,9 +203,10 @@ def label_logprobs(scores: Scores, normalisation: str, constant_L: Floats | None
     """log p(label | text) [B, L], normalised over the labels.
 
     `sum`: of token log-probabilities. `mean per token`: length-normalised (Brown et al. 2020, section 2.4).
-    `contextual calibration`: minus the mean log p of the label after content-free texts, which is dividing the
-    probabilities by those (Zhao et al. 2021, eq. 2 with W = diag(p_cf)^-1). `batch calibration`: minus the log of
-    the label's mean probability over a batch, here the validation rows (Zhou et al. 2024, eq. 4).
+    `contextual calibration`: minus the log of the label's mean probability after content-free texts, which is dividing
+    the probabilities by that (Zhao et al. 2021, eq. 2 with W = diag(p_cf)^-1). `batch calibration`: minus the log of
+    its mean probability over a batch, here the validation rows (Zhou et al. 2024, eq. 4). Those that a mean is taken of
+    are probabilities over the labels.
     """
     values = scores.sum_BL
     if normalisation == "mean per token":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from luthier.errors import ModelError
 from luthier.methods.base import (
     Batch,
     Example,
@@ -18,7 +19,7 @@ from luthier.methods.base import (
     hits,
     smoothed_cross_entropy,
 )
-from luthier.prompts import ClassifyPrompt, Shot
+from luthier.prompts import ClassifyPrompt, Encoded, Shot
 from luthier.records import Labelled, Sequence
 
 
@@ -69,23 +70,43 @@ def candidate_sequences(
 
     The end of the turn belongs to the score only where one label begins with another: then it tells them apart.
     Elsewhere it is left out, so that no label wins or loses by how likely the model is to stop after it.
+
+    Raises:
+        ModelError: one label begins with another, and neither the template nor the tokenizer has an end to tell them
+            apart.
     """
     labels = prompt.task.labels
     flat_texts = [text for text in texts for _ in labels]
     flat_shots = None if shots is None else [row for row in shots for _ in labels]
     encoded = prompt.encode_answered(flat_texts, [label for _ in texts for label in labels], flat_shots)
-    sequences = [
-        Sequence(e.tokens, targets := tuple(range(e.answer_start, len(e.tokens))), (1.0,) * len(targets))
-        for e in encoded
-    ]
-    rows = [tuple(sequences[i : i + len(labels)]) for i in range(0, len(sequences), len(labels))]
-    return [without_common_end(row) for row in rows]
+    rows = [encoded[i : i + len(labels)] for i in range(0, len(encoded), len(labels))]
+    return [candidates_of(row, prompt) for row in rows]
 
 
-def without_common_end(row: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
-    """Drop the last target (the end of the turn) of each candidate, unless one label begins with another."""
-    answers = [sequence.tokens[sequence.targets[0] : sequence.targets[-1]] for sequence in row]
-    nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
-    if nested or any(len(sequence.targets) < 2 for sequence in row):
-        return row
-    return tuple(replace(s, tokens=s.tokens[:-1], targets=s.targets[:-1], weights=s.weights[:-1]) for s in row)
+def candidates_of(row: ManyOf[Encoded], prompt: ClassifyPrompt) -> tuple[Sequence, ...]:
+    """One text's answered conversations as candidates: without the ends of their turns, or with them where needed."""
+    answers = [e.tokens[e.answer_start : len(e.tokens) - int(e.ends_turn)] for e in row]
+    if any(a != b and b[: len(a)] == a for a in answers for b in answers):
+        return tuple(scored(e if e.ends_turn else ended(e, prompt)) for e in row)
+    if not all(answers):
+        return tuple(scored(e) for e in row)
+    return tuple(scored(replace(e, tokens=e.tokens[: len(e.tokens) - int(e.ends_turn)])) for e in row)
+
+
+def scored(encoded: Encoded) -> Sequence:
+    """A conversation with targets on its answer."""
+    targets = tuple(range(encoded.answer_start, len(encoded.tokens)))
+    return Sequence(encoded.tokens, targets, (1.0,) * len(targets))
+
+
+def ended(encoded: Encoded, prompt: ClassifyPrompt) -> Encoded:
+    """A conversation whose template ends no turn, with the tokenizer's end-of-text token behind its answer."""
+    end = prompt.layout.tokenizer.eos_token_id
+    if end is None:
+        shown = ", ".join(prompt.task.labels[:6])
+        raise ModelError(
+            f"the labels ({shown}) are told apart by where they end, since one begins with another, and this model "
+            "marks no end: its chat template puts no special token behind an answer, and its tokenizer has no "
+            "end-of-text token. Rename a label so that none begins with another, or use another model."
+        )
+    return replace(encoded, tokens=(*encoded.tokens, int(end)), ends_turn=True)

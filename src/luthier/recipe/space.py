@@ -145,6 +145,11 @@ def space_problems(recipe: AnyRecipe, space: Space) -> list[str]:
                          for told in value_problems(recipe, path, value)]  # fmt: skip
     nested = [(one, other) for one, other in itertools.permutations(space, 2) if other.startswith(f"{one}.")]
     problems += [f"sweep.space.{other}: lies inside {one}, which is searched as a whole." for one, other in nested]
+    if last_tune(recipe).max_steps is not None or any(path.endswith("tune.max_steps") for path in space):
+        problems.append(
+            "tune.max_steps: trials are compared at shares of their epochs, and this ends them at a number of steps. "
+            "Leave it out, and lower tune.epochs."
+        )
     return problems
 
 

@@ -24,8 +24,16 @@ NOT_OF_RESULTS = frozenset(["micro_batch_tokens", "memory", "checkpoints", "para
 class Training(Part):
     """How weights learn."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(2.0, description="Passes over the training rows.", strict=False)
-    batch_size: int = Field(16, ge=1, description="Rows of one optimizer step.")
+    epochs: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="Passes over the training rows; a share of one too.", strict=False
+    )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Most optimizer steps: where `epochs` would take more, the training is planned for these, its "
+        "schedule too.",
+    )
+    batch_size: int = Field(16, ge=1, description="Rows of one optimizer step; the last step has those that are left.")
     micro_batch_tokens: MicroBatchTokens = Field(
         DEFAULT_MICRO_BATCH_TOKENS,
         description="Most distinct tokens of one forward pass; more are split, exactly. `auto`: as many as fit into "
@@ -42,6 +50,9 @@ class Training(Part):
         2e-3, description="Peak learning rate of a head, where the method has one.", strict=False
     )
     warmup_share: float = Field(0.06, ge=0, lt=1, description="Share of the steps with rising learning rate.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Number of steps with rising learning rate, in the place of `warmup_share`."
+    )
     schedule: LearningRateSchedule = Field(
         default_factory=Cosine, description="The rate after warm-up: a kind (`cosine`), or its keys."
     )
@@ -98,7 +109,9 @@ class Training(Part):
         strict=False,
         description="Most disk that kept states may take (`cache_below`, and features of a linear probe).",
     )
-    evaluate_every: int = Field(0, ge=0, description="Steps between validations; 0: four times an epoch at most.")
+    evaluate_every: int = Field(
+        0, ge=0, description="Steps between validations; 0: four times an epoch, or a shorter training."
+    )
     checkpoints: Checkpoints = Field(
         default_factory=Checkpoints, description="When training is saved, and how much of it is kept."
     )

@@ -112,6 +112,7 @@ def stages_view(result: Values) -> Values:
         "matrix": run["matrix"] and matrix_view(run["matrix"]),
         "number": number_words,
         "change": signed,
+        "spread": spread,
     }
     view["sections"] = sections(view)
     return view

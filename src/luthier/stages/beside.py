@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as ManyOf
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of
 from luthier.evaluation.held_out import Figures, by_group, change, change_p, figure
 from luthier.evaluation.rivals import Beside
+from luthier.evaluation.verdict import p_text
 from luthier.methods.base import Example
 from luthier.records import Ledger
 from luthier.stages.rows import dropped
@@ -68,15 +70,27 @@ def add_rivals(
 
 
 def shown_word(moved: Mapping[str, float], p: float, num_groups: int, better: bool, confidence: float) -> str:
-    """The word of a verdict. `moved`: a difference with its interval; `p` that there is none.
+    """The word of a verdict. `moved`: a difference with its interval, if it has one; `p` that there is none.
 
     Turning the signs of G groups gives no p below 2 / 2^G: where that is not below 1 - confidence, no rows of any kind
     could have shown a difference.
     """
     if 2.0 ** (1 - num_groups) >= 1 - confidence:
         return "too few rows"
-    shown = (moved["low"] > 0 or moved["high"] < 0) and p < 1 - confidence
+    holds_zero = has_interval(moved) and moved["low"] <= 0 <= moved["high"]
+    shown = math.isfinite(moved["value"]) and not holds_zero and p < 1 - confidence
     return ("better" if better else "worse") if shown else "no difference shown"
+
+
+def has_interval(moved: Mapping[str, float]) -> bool:
+    """Whether the rows tell of one (evaluation/held_out.py: `with_interval`)."""
+    return math.isfinite(moved["low"]) and math.isfinite(moved["high"])
+
+
+def moved_words(moved: Mapping[str, float], p: float, confidence: float) -> str:
+    """`+0.29 [+0.23, +0.35], p = 0.012 (level 0.05)`: a difference, its interval, its p and what to be below."""
+    interval = f"[{moved['low']:+.4g}, {moved['high']:+.4g}]" if has_interval(moved) else "(no interval)"
+    return f"{moved['value']:+.4g} {interval}, {p_text(p)} (level {1 - confidence:.3g})"
 
 
 def verdict_beside(name: str, higher_is_better: bool, found: dict[str, Any], rival: str, confidence: float) -> str:
@@ -89,6 +103,5 @@ def verdict_beside(name: str, higher_is_better: bool, found: dict[str, Any], riv
     word = shown_word(gain, found["gain_p"], found["n"], better, confidence)
     return (
         f"{word}: {name.replace('_', ' ')} {found['after']['value']:.4g} beside {found['rival']['value']:.4g} of "
-        f"{rival} on {found['n']} held-out rows, difference {gain['value']:+.4g} "
-        f"[{gain['low']:+.4g}, {gain['high']:+.4g}]."
+        f"{rival} on {found['n']} held-out rows, difference {moved_words(gain, found['gain_p'], confidence)}."
     )

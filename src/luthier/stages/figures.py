@@ -13,7 +13,7 @@ from luthier.methods.base import Example
 from luthier.methods.stage import StageMethod
 from luthier.recipe import Judge
 from luthier.runtime import peak_memory_bytes
-from luthier.stages.beside import add_rivals, shown_word, verdict_beside
+from luthier.stages.beside import add_rivals, moved_words, shown_word, verdict_beside
 from luthier.training.checkpoint import History
 from luthier.training.curves import reading
 
@@ -88,5 +88,5 @@ def verdict(method: StageMethod, found: dict[str, Any], confidence: float, rival
     share = f" ({moved['value'] / before:+.1%})" if before else ""
     return (
         f"{word}: {name} {before:.4g} -> {after:.4g}{share} on {found['n']} held-out rows, "
-        f"change {moved['value']:+.4g} [{moved['low']:+.4g}, {moved['high']:+.4g}]."
+        f"change {moved_words(moved, found['p'], confidence)}."
     )

@@ -354,10 +354,12 @@ def means(columns: ManyOf[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 def note(column: Mapping[str, Any]) -> str:
     """One sentence on an earlier task: what became of it."""
     moved, figure_name = column["backward_transfer"], column["figure"].replace("_", " ")
-    if moved["low"] is None:
+    since = column["since"]
+    if since.get("value") is None:
         return f"{column['stage']}: {figure_name} could not be compared with the one after its own stage."
-    word = "kept or better" if moved["low"] >= 0 else "forgotten" if moved["high"] < 0 else "no loss shown"
-    return (
-        f"{column['stage']}: {word} since its own stage; {figure_name} changed by {column['since']['value']:+.4g} "
-        f"[{column['since']['low']:+.4g}, {column['since']['high']:+.4g}]."
-    )
+    if moved["low"] is None:
+        word, interval = "forgotten" if moved["value"] < 0 else "no loss shown", "(no interval)"
+    else:
+        word = "kept or better" if moved["low"] >= 0 else "forgotten" if moved["high"] < 0 else "no loss shown"
+        interval = f"[{since['low']:+.4g}, {since['high']:+.4g}]"
+    return f"{column['stage']}: {word} since its own stage; {figure_name} changed by {since['value']:+.4g} {interval}."

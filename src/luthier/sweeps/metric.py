@@ -26,20 +26,23 @@ class NoFigureError(LuthierError):
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of the validation rows. `rows` is how many there are."""
+    """A figure of the validation rows. `rows` is how many there are; `checked`: trainings refuse a wrong name."""
 
     name: str
     higher: bool
     rows: int
+    checked: bool = False
 
-    def of(self, validation: Sequence[dict[str, float]], best_step: int) -> float:
-        """The figure at the step whose weights are kept.
+    def of(self, validation: Sequence[dict[str, float]], best_step: int) -> float | None:
+        """The figure at the step whose weights are kept; None where it could not be computed there.
 
         Raises:
             NoFigureError: the validations have no such figure.
         """
         entry = next(entry for entry in validation if entry["step"] == best_step)
         if self.name not in entry:
+            if self.checked or any(self.name in other for other in validation):
+                return None
             known = sorted(entry.keys() - {"step"})
             raise NoFigureError(
                 f'sweep.metric: validation has no figure "{self.name}".{did_you_mean(self.name, known)} '
@@ -61,7 +64,7 @@ def metric_of(recipe: AnyRecipe, sweep: Sweep, deciding: str, rows: int) -> Metr
     if name.rpartition("/")[2] in NEITHER:
         problem = f"sweep.metric: {name} is neither better nor worse where it is higher. Use another."
         raise RecipeError(f"sweep of {recipe.name}", [problem])
-    return Metric(name, not lower_is_better(name), rows)
+    return Metric(name, not lower_is_better(name), rows, checked=last_tune(recipe).metric == name)
 
 
 class Hearing(Protocol):
@@ -96,6 +99,8 @@ class Watch:
         self.seen = len(progress.validation)
         step = progress.validation[-1]["step"]
         self.value = self.metric.of(progress.validation, progress.best_step)
+        if self.value is None:
+            return
         rung = math.floor(step / progress.num_steps * self.epochs / self.unit + 1e-9)
         if rung <= max(self.trial.last_rung, 0):
             return

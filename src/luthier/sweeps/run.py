@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from luthier.errors import LuthierError, RunError
+from luthier.errors import LuthierError, RunError, TrainingError
 from luthier.files import content_hash, write_json, write_text
 from luthier.locks import alone
 from luthier.processes import num_processes
@@ -223,6 +223,11 @@ class Sweeper:
     def completed(self, turn: Turn, history: History, epochs: float, seconds: float) -> str:
         """A trial that was trained in full."""
         value = self.metric.of(history.validation, history.best_step)
+        if value is None:
+            raise TrainingError(
+                f"{self.metric.name} could not be computed on the validation rows, at the step whose weights are kept "
+                "(a precision where nothing was found): there is nothing to compare this trial by."
+            )
         curve = curve_of(self.metric, history.validation, history.num_steps, epochs)
         turn.note(seconds=seconds, best_step=history.best_step, curve=curve)
         self.book.complete(turn, value)

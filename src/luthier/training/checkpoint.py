@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -88,10 +89,13 @@ class History:
     def record_validation(self, step: int, loss: float, figures: dict[str, float], metric: str = "loss") -> None:
         """One validation done; `best_step` is that of the lowest loss, or of another metric's best value.
 
+        A figure that could not be computed, NaN, is left out.
+
         On the hundred rows that validation has, accuracy moves in steps of a point and by chance; the loss sees
         how sure each answer was.
         """
-        self.validation.append({"step": step, "loss": loss, **figures})
+        known = {name: value for name, value in figures.items() if not math.isnan(value)}
+        self.validation.append({"step": step, "loss": loss, **known})
         self.best_step = best_step(self.validation, metric)
 
     def validated(self) -> bool:
@@ -318,6 +322,15 @@ def save_best(learner: Learner, folder: Path) -> None:
 
 
 def load_best(learner: Learner, folder: Path) -> None:
-    """Put the best adapter's weights back into the learner, ready to answer."""
+    """Put the best adapter's weights back into the learner, ready to answer.
+
+    Raises:
+        RunError: they are not there.
+    """
+    if not (folder / "best").is_dir():
+        raise RunError(
+            f"{folder / 'best'}: the weights of the best step are not there: somebody removed them, or the training "
+            "never came to its first validation. Delete the folder above it, and run again."
+        )
     learner.load(folder / "best")
     learner.eval()

@@ -7,6 +7,7 @@ each time, so a resumed training comes to the same answers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import dropwhile
 
 from luthier.errors import TrainingError, did_you_mean
 from luthier.recipe import Training
@@ -26,16 +27,33 @@ def lower_is_better(metric: str) -> bool:
     return metric.rpartition("/")[2] in LOWER_IS_BETTER
 
 
-def badness(validations: Validations, metric: str) -> list[tuple[int, float]]:
-    """(step, figure, turned round where more is better) of each validation that has it, so that less is better."""
+def badness(validations: Validations, metric: str) -> list[float]:
+    """The figure at each validation, turned round where more is better, so that less is better.
+
+    Infinite where it could not be computed (a precision where nothing was found): no other is worse.
+    """
     sign = 1.0 if lower_is_better(metric) else -1.0
-    return [(int(entry["step"]), sign * entry[metric]) for entry in validations if metric in entry]
+    return [sign * entry[metric] if metric in entry else float("inf") for entry in validations]
+
+
+def since_known(validations: Validations, metric: str) -> list[float]:
+    """The badness from the first validation on at which the figure could be computed: patience begins there."""
+    return list(dropwhile(lambda value: value == float("inf"), badness(validations, metric)))
 
 
 def best_step(validations: Validations, metric: str) -> int:
-    """The step of the best validation; of equals the first; 0 where there is none."""
-    found = badness(validations, metric)
-    return min(found, key=lambda pair: pair[1])[0] if found else 0
+    """The step of the best validation; 0 where there is none.
+
+    Of equals it is the first; of those at which the figure could not be computed, where none is better, the one
+    with the lowest loss.
+    """
+    if not validations:
+        return 0
+    values = badness(validations, metric)
+    best = min(
+        range(len(values)), key=lambda i: (values[i], validations[i]["loss"] if values[i] == float("inf") else 0.0)
+    )
+    return int(validations[best]["step"])
 
 
 def waits(values: Iterable[float], min_change: float) -> list[int]:
@@ -66,7 +84,7 @@ def has_ended(validations: Validations, training: Training) -> bool:
     """Whether the training is to stop early by now."""
     if training.stop is None:
         return False
-    values = (value for _, value in badness(validations, training.metric))
+    values = since_known(validations, training.metric)
     return max(waits(values, training.stop.min_change), default=0) >= training.stop.patience
 
 

@@ -71,8 +71,8 @@ def train(
     whole, learner = learner, ranks.laid_out(learner, training, course.penalty)
     order = course.order or partial(permutation, seed, num_rows=len(examples))
     num_rows = len(order(0))
-    num_steps = max(1, math.ceil(length_share * training.epochs * num_rows / training.batch_size))
-    evaluate_every = training.evaluate_every or max(1, math.ceil(num_rows / training.batch_size / 4))
+    num_draws, num_steps = planned(training, num_rows, length_share)
+    evaluate_every = training.evaluate_every or max(1, math.ceil(min(num_rows, num_draws) / training.batch_size / 4))
     schedule = schedule_of(training, num_steps)
     optimizer = make_optimizer(learner, training)
     torch.manual_seed(ranks.seed(seed))
@@ -82,7 +82,7 @@ def train(
     keeper.resume(say)
     history = keeper.history
     room = Room(learner, objective, training, folder, say)
-    steps = partial(rows_in_order, batch_size=training.batch_size, num_rows=num_rows, order=order)
+    steps = partial(rows_in_order, batch_size=training.batch_size, num_rows=num_rows, order=order, num_draws=num_draws)
 
     def rows_at(step: int) -> list[Example]:
         return varied(objective, [examples[i] for i in steps(step)], seed, step)
@@ -130,18 +130,33 @@ def train(
     return history
 
 
+def planned(training: Training, num_rows: int, length_share: float = 1.0) -> tuple[int, int]:
+    """(rows learnt from in all, each as often as it comes; steps) of that share of `epochs`, or of `max_steps`."""
+    whole = training.epochs * num_rows
+    if training.max_steps is not None:
+        whole = min(whole, training.max_steps * training.batch_size)
+    num_draws = max(1, round(length_share * whole))
+    return num_draws, math.ceil(num_draws / training.batch_size)
+
+
 def rows_of_step(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
     """Row indices of a step: each epoch is its own seeded permutation, and nothing but (seed, step) decides."""
     return rows_in_order(step, batch_size, num_rows, partial(permutation, seed, num_rows=num_rows))
 
 
-def rows_in_order(step: int, batch_size: int, num_rows: int, order: Order) -> list[int]:
-    """Row indices of a step, where epochs of `num_rows` rows in their `order` follow one another without a gap."""
+def rows_in_order(step: int, batch_size: int, num_rows: int, order: Order, num_draws: int | None = None) -> list[int]:
+    """Row indices of a step, where epochs of `num_rows` rows in their `order` follow one another without a gap.
+
+    A step that lies across two epochs is as large as others: a short one at each epoch's end would move the weights as
+    far on fewer rows. Only the last of `num_draws` rows in all may be short.
+    """
     begin, end = step * batch_size, (step + 1) * batch_size
+    if num_draws is not None:
+        end = min(end, num_draws)
     epochs = range(begin // num_rows, (end - 1) // num_rows + 1)
     stream = np.concatenate([order(epoch) for epoch in epochs])
     first = begin - epochs[0] * num_rows
-    return [int(row) for row in stream[first : first + batch_size]]
+    return [int(row) for row in stream[first : first + end - begin]]
 
 
 def permutation(seed: int, epoch: int, num_rows: int) -> np.ndarray:

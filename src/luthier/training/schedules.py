@@ -14,7 +14,7 @@ from typing import Any
 from luthier.recipe import Training
 from luthier.recipe.base import Kind
 from luthier.recipe.schedules import Constant, Cosine, InverseSqrt, Linear, Plateau, Restarts, Wsd
-from luthier.training.judging import Validations, badness, num_reductions
+from luthier.training.judging import Validations, num_reductions, since_known
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Schedule:
         if step < self.num_warmup:
             return (step + 1) / (self.num_warmup + 1)
         if isinstance(self.settings, Plateau):
-            return plateau(self.settings, [value for _, value in badness(validations, self.metric)])
+            return plateau(self.settings, since_known(validations, self.metric))
         if isinstance(self.settings, InverseSqrt):
             return math.sqrt((self.num_warmup + 1) / (step + 1))
         return SHAPES[type(self.settings)](self.settings, step - self.num_warmup, self.num_steps - self.num_warmup)
@@ -39,7 +39,9 @@ class Schedule:
 
 def schedule_of(training: Training, num_steps: int) -> Schedule:
     """The schedule of a training of `num_steps` steps."""
-    return Schedule(training.schedule, num_steps, round(training.warmup_share * num_steps), training.metric)
+    set_steps = training.warmup_steps
+    num_warmup = round(training.warmup_share * num_steps) if set_steps is None else set_steps
+    return Schedule(training.schedule, num_steps, num_warmup, training.metric)
 
 
 def constant(settings: Constant, done: int, total: int) -> float:

@@ -66,7 +66,7 @@ def one_step(
         for micro, counts in micros:
             batch = learner.batch(micro)
             out = objective.loss(learner(batch), batch)
-            share = out.total / weights[batch.task]
+            share = out.total / (weights[batch.task] or 1.0)  # rows that count nothing have a loss of 0
             learns = share.requires_grad  # not where no head is read and every layer is held back (tune.unfreeze)
             if not counts:
                 if learns:
@@ -185,7 +185,10 @@ def evaluate(
     max_tokens: int,
     watch: Callable[[float], None] = lambda share: None,
 ) -> tuple[float, dict[str, float]]:
-    """Loss and figures over examples: each figure is a ratio of sums over rows. `watch` hears which share is done."""
+    """Loss and figures over examples: each figure is a ratio of sums over rows. `watch` hears which share is done.
+
+    A figure that has nothing to divide by (a precision where nothing was found) is NaN.
+    """
     learner.eval()
     examples, _ = annotated(learner, objective, examples, max_tokens)
     weights = divisors(objective, examples)
@@ -208,7 +211,7 @@ def evaluate(
             f"validation loss {loss:g}: training has diverged. Lower tune.learning_rate or raise tune.warmup_share, "
             "and run again."
         )
-    return loss, {name: mean_ratio(above, below) for name, (above, below) in sums.items() if below.any()}
+    return loss, {name: mean_ratio(above, below) for name, (above, below) in sums.items()}
 
 
 def add_to(sums: Sums, name: str, more: Sequence[NDArray[np.float64]]) -> None:

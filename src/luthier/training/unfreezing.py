@@ -19,7 +19,7 @@ from luthier.recipe import Training
 from luthier.recipe.base import Kind
 from luthier.recipe.unfreezing import NoThaw, Thaw, ThawByEpochs, ThawByPlateau, ThawByShare
 from luthier.training.height import ABOVE, rungs
-from luthier.training.judging import Validations, badness, num_reductions
+from luthier.training.judging import Validations, num_reductions, since_known
 from luthier.training.learner import Learner
 
 
@@ -98,7 +98,7 @@ class Thawing:
     def begin(self, step: int, validations: Validations) -> None:
         """Open what learns at 0-based `step`, after the `validations` so far."""
         if self.ladder is not None:
-            values = [value for _, value in badness(validations, self.metric)]
+            values = since_known(validations, self.metric)
             self.learner.hold(self.ladder.held(Moment(step, self.num_steps, self.epoch_steps, values)))
 
 

@@ -46,12 +46,17 @@ class Majority:
 
 
 class Tfidf:
-    """TF-IDF of words and word pairs with logistic regression; strength chosen on validation, then refitted on both.
+    """TF-IDF of words and word pairs with logistic regression; strength chosen on validation.
+
+    With `refit` it is then fitted anew on training and validation rows.
 
     Texts without words are counted by characters; where there is nothing to count or to tell apart, it is the majority.
     """
 
     name = "tfidf"
+
+    def __init__(self, refit: bool = True):
+        self.refit = refit
 
     def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
         """Fit, choose, refit, answer."""
@@ -65,13 +70,15 @@ class Tfidf:
         asked = [row.text for row in rows.validation]
         scored = [(float(np.mean(self.fit(rows.train, labels, c, unit).predict(asked) == gold)), -c) for c in STRENGTHS]
         accuracy, negative = max(scored)
-        model = self.fit(rows.train + rows.validation, labels, -negative, unit)
+        model = self.fit(rows.train + rows.validation if self.refit else rows.train, labels, -negative, unit)
         texts = [row.text for row in rows.test]
         started = time.perf_counter()
         logprobs = self.logprobs(model, texts, len(labels))
         seconds = (time.perf_counter() - started) / len(texts)
         report(len(texts), len(texts))
-        chosen = f"C = {-negative:g} ({accuracy:.1%} on validation), refitted on training and validation rows"
+        chosen = f"C = {-negative:g} ({accuracy:.1%} on validation)"
+        if self.refit:
+            chosen += ", refitted on training and validation rows"
         if unit == "char":
             chosen += "; of characters, since no training text has a word of two letters or more"
         latencies = time_single_rows(lambda text: self.logprobs(model, [text], len(labels)), texts)

@@ -1,7 +1,7 @@
 """Ways of asking the untrained model: zero-shot, best wording, worked examples, retrieved examples.
 
-Each is a list of variants; variant and normalisation are chosen together on validation rows, then the chosen
-one answers the test rows. All are scored by the labels' log-probabilities.
+Each is a list of variants; variant and normalisation are chosen together on validation rows, in which each label
+has its own share, then the chosen one answers the test rows. All are scored by the labels' log-probabilities.
 """
 
 from __future__ import annotations
@@ -50,27 +50,35 @@ WORDINGS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of asking: a prompt, and examples that may differ from text to text."""
+    """One way of asking: a prompt, and examples that may differ from text to text.
+
+    Its examples are training rows, since it is chosen on validation rows; `refitted` is the same with examples of both.
+    """
 
     name: str
     prompt: ClassifyPrompt
     shots: Shots | None = None
+    refitted: Variant | None = None
 
 
 @dataclass(frozen=True)
 class PromptArm:
-    """Variants are made from the training rows; the rest is the same for all four arms."""
+    """Variants are made from the training rows; the rest is the same for all four arms.
+
+    With `refit` the test rows are answered with examples from the validation rows too, where a variant looks for some.
+    """
 
     name: str
     model: nn.Module
     backend: str
     variants: Callable[[Rows, ClassifyPrompt, Ask, int], list[Variant]]
+    refit: bool = False
 
     def run(self, rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int, report: Report) -> ArmResult:
         """Choose variant and normalisation on validation rows, then answer the test rows once."""
         made = self.variants(rows, prompt, ask, seed)
         variants = self.fitting(made, rows)
-        validation = spread(rows.validation, ask.validation_rows, seed)
+        validation = in_shares(rows.validation, ask.validation_rows, seed)
         total = len(validation) * len(variants) + len(rows.test)
         tried = []
         for i, variant in enumerate(variants):
@@ -78,6 +86,7 @@ class PromptArm:
             scorer.measure(validation, lambda done, _, i=i: report(i * len(validation) + done, total))  # type: ignore[misc]
             tried.append(scorer)
         best = max(tried, key=lambda scorer: scorer.validation_accuracy)
+        best.variant = self.answering(best.variant)
         texts = [row.text for row in rows.test]
         started = time.perf_counter()
         scores = best.score(texts, lambda done, _: report(total - len(texts) + done, total))
@@ -93,11 +102,18 @@ class PromptArm:
             scores.num_tokens / len(texts),
         )
 
+    def answering(self, variant: Variant) -> Variant:
+        """The variant as it answers the test rows."""
+        return variant.refitted or variant if self.refit else variant
+
     def fitting(self, variants: list[Variant], rows: Rows) -> list[Variant]:
         """The variants in which every text fits what the model reads. DataError where none is left."""
         room = room_of(self.model)
-        texts = [row.text for row in (*rows.validation, *rows.test)]
-        sizes = [longest_prompt(variant, texts) for variant in variants]
+        asked, answered = ([row.text for row in part] for part in (rows.validation, rows.test))
+        sizes = [
+            max(longest_prompt(variant, asked), longest_prompt(self.answering(variant), answered))
+            for variant in variants
+        ]
         if not any(size <= room for size in sizes):
             raise DataError(
                 f"{self.name}: its shortest way of asking takes {min(sizes):,} tokens, the model reads {room:,}. Lower "
@@ -161,9 +177,8 @@ class Scorer:
         gold = gold_indices(validation, self.variant.prompt.task.labels)
         scores = self.score([row.text for row in validation], report)
         if "contextual calibration" in self.kinds:
-            self.constants["contextual calibration"] = self.score(CONTENT_FREE).sum_BL.mean(0)
-        plain = label_logprobs(scores, "sum")
-        self.constants["batch calibration"] = np.logaddexp.reduce(plain, axis=0) - np.log(len(plain))
+            self.constants["contextual calibration"] = log_mean(label_logprobs(self.score(CONTENT_FREE), "sum"))
+        self.constants["batch calibration"] = log_mean(label_logprobs(scores, "sum"))
         accuracies = []
         for kind in self.kinds:
             chosen = label_logprobs(scores, kind, self.constants.get(kind)).argmax(1)
@@ -172,12 +187,37 @@ class Scorer:
         self.normalisation, self.validation_accuracy = self.kinds[best], accuracies[best]
 
 
+def log_mean(logprobs_BL: Floats) -> Floats:
+    """Log of each label's mean probability [L] over the rows."""
+    return np.logaddexp.reduce(logprobs_BL, axis=0) - np.log(len(logprobs_BL))
+
+
+def in_shares(rows: ManyOf[Labelled], count: int, seed: int) -> list[Labelled]:
+    """At most `count` rows, with each label's share of them as near as whole rows can: what a test would say of them.
+
+    Row i of the n of a label stands at (i + u) / n of an order, u drawn for each label, and the first are taken.
+    """
+    by_label = shuffled_by_label(rows, seed)
+    offsets = np.random.default_rng([seed, 31]).random(len(by_label))
+    placed = [
+        ((i + offset) / len(by_label[label]), row)
+        for label, offset in zip(sorted(by_label), offsets, strict=True)
+        for i, row in enumerate(by_label[label])
+    ]
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])][:count]
+
+
 def spread(rows: ManyOf[Labelled], count: int, seed: int) -> list[Labelled]:
-    """At most `count` rows, labels taken in turn."""
+    """At most `count` rows, labels taken in turn: worked examples that show every label."""
+    return list(take_in_turn(shuffled_by_label(rows, seed)))[:count]
+
+
+def shuffled_by_label(rows: ManyOf[Labelled], seed: int) -> dict[str, list[Labelled]]:
+    """The rows of each label, in a seeded order."""
     by_label: dict[str, list[Labelled]] = {}
     for i in np.random.default_rng([seed, 17]).permutation(len(rows)):
         by_label.setdefault(rows[int(i)].label, []).append(rows[int(i)])
-    return list(take_in_turn(by_label))[:count]
+    return by_label
 
 
 def take_in_turn(by_label: dict[str, list[Labelled]]) -> Iterator[Labelled]:
@@ -219,28 +259,46 @@ def retrieval(rows: Rows, prompt: ClassifyPrompt, ask: Ask, seed: int) -> list[V
 
     A text that shares no word with them, but for stop words, gets the first k in a seeded order.
     """
-    index = bm25s.BM25()
-    counted = bm25s.tokenize([row.text for row in rows.train], stopwords="en", show_progress=False)
-    has_words = any(counted.ids)
-    if has_words:
-        index.index(counted, show_progress=False)
-    any_order = np.random.default_rng([seed, 29]).permutation(len(rows.train))
+    train, both = Neighbours(rows.train, seed), Neighbours(rows.train + rows.validation, seed)
 
-    def nearest(k: int) -> Shots:
+    def variant(k: int) -> Variant:
+        refitted = Variant(both.told(k, "training and validation rows"), prompt, both.nearest(k))
+        return Variant(train.told(k, "training rows"), prompt, train.nearest(k), refitted)
+
+    return [variant(min(k, len(rows.train))) for k in ask.neighbours]
+
+
+class Neighbours:
+    """Rows to be found by the words that a text shares with them."""
+
+    def __init__(self, rows: ManyOf[Labelled], seed: int):
+        self.rows = rows
+        self.index = bm25s.BM25()
+        counted = bm25s.tokenize([row.text for row in rows], stopwords="en", show_progress=False)
+        self.has_words = any(counted.ids)
+        if self.has_words:
+            self.index.index(counted, show_progress=False)
+        self.any_order = np.random.default_rng([seed, 29]).permutation(len(rows))
+
+    def told(self, k: int, rows: str) -> str:
+        """The name of an arm's variant with k of these rows."""
+        which = f"nearest {rows}" if self.has_words else f"{rows}, none of which has a word that BM25 counts,"
+        return f"{k} {which} as examples"
+
+    def nearest(self, k: int) -> Shots:
+        """What finds the k nearest rows of each text."""
+
         def shots(texts: ManyOf[str]) -> list[list[Shot]]:
             queries = bm25s.tokenize(list(texts), stopwords="en", show_progress=False, return_ids=False)
-            result = []
-            for query in queries:
-                known = [word for word in query if word in index.vocab_dict] if has_words else []
-                nearest_first = np.argsort(-index.get_scores(known), kind="stable") if known else any_order
-                found = nearest_first[:k][::-1]
-                result.append([(rows.train[int(i)].text, rows.train[int(i)].label) for i in found])
-            return result
+            return [self.found(query, k) for query in queries]
 
         return shots
 
-    which = "nearest training rows" if has_words else "training rows, none of which has a word that BM25 counts,"
-    return [Variant(f"{k} {which} as examples", prompt, nearest(min(k, len(rows.train)))) for k in ask.neighbours]
+    def found(self, words: ManyOf[str], k: int) -> list[Shot]:
+        """The k nearest to a text's words, nearest last."""
+        known = [word for word in words if word in self.index.vocab_dict] if self.has_words else []
+        nearest_first = np.argsort(-self.index.get_scores(known), kind="stable") if known else self.any_order
+        return [(self.rows[int(i)].text, self.rows[int(i)].label) for i in nearest_first[:k][::-1]]
 
 
 VARIANTS = {"zero_shot": zero_shot, "best_prompt": best_prompt, "few_shot": few_shot, "retrieval": retrieval}
