@@ -89,7 +89,7 @@ def decode_step(model: nn.Module, tokens_S: Tensor, positions_S: Tensor, past: P
 def next_tokens(model: nn.Module, hidden_SD: Tensor, chooser: Chooser | None, rows: list[int]) -> Tensor:
     """The next token of each row [S]: the one of the largest logit, or what the chooser draws for prompt rows[s]."""
     head = output_head(model)
-    logits = hidden_SD @ head.weight_VD.T * head.scale
+    logits = head.read(hidden_SD) @ head.weight_VD.T * head.scale
     if head.bias_V is not None:
         logits = logits + head.bias_V * head.scale
     logits = cap(logits, head.softcap)

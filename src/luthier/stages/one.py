@@ -33,6 +33,7 @@ from luthier.stages.reference import with_reference
 from luthier.stages.rows import StageRows, gather, refuse_losses, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
+from luthier.stages.suits import refuse_unread
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
 from luthier.training.cached import refuse_varying
 from luthier.training.checkpoint import History, Progress
@@ -214,6 +215,7 @@ class StageRun:
         for name in self.parts_read:
             viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
             parts[name] = [example for example in viewed if length(example) <= longest]
+            refuse_unread(parts[name], self.whole.model)
             account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
             if isinstance(self.method, Passing):
                 account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed, self.method.passed)

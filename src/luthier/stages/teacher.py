@@ -88,7 +88,7 @@ class LocalTeacher:
         head = cooled(output_head(model), temperature)
         bias = None if head.bias_V is None else head.bias_V[: self.vocabulary]
         tokens_RK, logprobs_RK = top_logprobs(
-            hidden_ND[torch.from_numpy(rows).to(device)],
+            head.read(hidden_ND[torch.from_numpy(rows).to(device)]),
             head.weight_VD[: self.vocabulary],
             bias,
             self.settings.top_k,
