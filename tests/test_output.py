@@ -7,9 +7,8 @@ import shutil
 import pytest
 import torch
 import transformers as hf
-from families import SMALL, plain_logprobs
-from tiny import tiny_tokenizer
 
+from families import SMALL, plain_logprobs
 from luthier.errors import ModelError
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, set_backend
 from luthier.forest.output import output_head
@@ -17,6 +16,7 @@ from luthier.forest.tree import build_forest
 from luthier.models import load_model
 from luthier.models.trial import refuse_other_head
 from luthier.records import Sequence
+from tiny import tiny_tokenizer
 
 NO_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 GEMMA4 = {**SMALL, "head_dim": 8, "sliding_window": 5, "vocab_size_per_layer_input": 97,

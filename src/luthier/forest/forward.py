@@ -135,8 +135,9 @@ def lacking(number: int, rows: int, token: str = "") -> str:
     """What is said of a token without an embedding."""
     named = f'the token "{token}" has' if token else "a token of a text has"
     return (
-        f"{named} number {number}, and the model has embeddings of {rows} tokens only. Give the model the tokenizer that "
-        "belongs to it, or the missing rows (transformers: model.resize_token_embeddings(len(tokenizer)); save both)."
+        f"{named} number {number}, and the model has embeddings of {rows} tokens only. Give the model the tokenizer "
+        "that belongs to it, or the missing rows (transformers: model.resize_token_embeddings(len(tokenizer)), "
+        "both saved)."
     )
 
 
