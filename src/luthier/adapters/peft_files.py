@@ -89,7 +89,11 @@ def load_peft(model: nn.Module, folder: Path, trainable: bool = False) -> PeftMo
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT asks transformers for a property that is about to be renamed; the user cannot help it."""
+    """PEFT asks transformers for a property that is about to be renamed, and doubts what it set itself for fused experts.
+
+    The user can help neither.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield

@@ -57,11 +57,22 @@ def state_layers(state: dict[str, Tensor]) -> set[str]:
 def read_config(folder: Path) -> dict[str, Any]:
     """An adapter's configuration; ModelError where it is no plain LoRA, whose updates would not just add."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    special = [name for name in SPECIAL if config.get(name) not in (None, False, {}, [], "none")]
+    special = special_settings(config)
     if config.get("peft_type") != "LORA" or special:
         kind = ", ".join(special) or str(config.get("peft_type"))
         raise ModelError(f"{folder}: an adapter with {kind} cannot be stacked. Set start: merge for the next stage.")
     return config
+
+
+def special_settings(config: dict[str, Any]) -> list[str]:
+    """Settings of an adapter's configuration because of which its updates do not just add to another's."""
+    return [name for name in SPECIAL if config.get(name) not in (None, False, {}, [], "none")]
+
+
+def unstackable(wrapper: Any) -> list[str]:
+    """The same of a LoRA adapter that is in a model: PEFT alters what it is asked for where experts are fused."""
+    config = getattr(wrapper, "peft_config", {}).get("default")
+    return special_settings(config.to_dict()) if getattr(config, "peft_type", None) == "LORA" else []
 
 
 def read_factors(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.run_folder import code_hash, read_mark
 from luthier.runtime import reset_peak_memory
 from luthier.stages.beside import account, account_unread, rows_of
-from luthier.stages.chain import Left, Start, start_stage
+from luthier.stages.chain import Left, Start, refuse_unstackable, start_stage
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
 from luthier.stages.reference import with_reference
@@ -106,6 +107,12 @@ class StageRun:
         return Dialogue(layout, asking.layout, asking.system)
 
     @property
+    def following(self) -> Stage | None:
+        """The stage after this one."""
+        stages = self.whole.recipe.stages
+        return next((after for one, after in pairwise(stages) if one.name == self.stage.name), None)
+
+    @property
     def left(self) -> Left:
         """What the next stage starts from."""
         merged = self.folder / "model"
@@ -158,6 +165,7 @@ class StageRun:
         start = start_stage(
             self.stage, self.before, self.folder, heads, (recipe.seed, recipe.attention, recipe.precision)
         )
+        refuse_unstackable(start, self.whole.model.family, self.stage, self.following)
         settle_heads(self, start.learner, fresh)
         parts = self.made = self.examples(start)
         plan = plan_of(self, start, parts)
