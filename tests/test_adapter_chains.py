@@ -258,7 +258,7 @@ def test_fused_experts_do_not_stack_and_are_refused_before_the_first_stage_learn
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     recipe = {"model": str(tmp_path / "moe"), "stages": [stage("a"), stage("b")], "judge": {"resamples": 200}}
-    wanted = r"stage b: start: stack .* \"qwen3_moe\" .*rank_pattern.* Set start: merge .*, or start: continue"
+    wanted = r"stage b: start: stack .* \"qwen3_moe\" model .*rank_pattern.* Set start: merge .*, or start: continue"
     with pytest.raises(ModelError, match=wanted):
         luthier.train(parse_stages(recipe), tmp_path / "run")
     assert not list((tmp_path / "run").glob("stages/*/training"))

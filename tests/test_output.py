@@ -9,12 +9,15 @@ import torch
 import transformers as hf
 
 from families import SMALL, plain_logprobs
+from luthier.adapters import add_adapter, folded
+from luthier.adapters.registry import kind_of
 from luthier.errors import ModelError
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, set_backend
 from luthier.forest.output import output_head
 from luthier.forest.tree import build_forest
 from luthier.models import load_model
 from luthier.models.trial import refuse_other_head
+from luthier.recipe.adapters import Lora
 from luthier.records import Sequence
 from tiny import tiny_tokenizer
 
@@ -133,6 +136,44 @@ def test_a_model_without_an_embedding_of_a_special_token_is_refused(lacking_path
     tokenizer.save_pretrained(lacking_path)
     with pytest.raises(ModelError, match=LACKS):
         load_model(str(lacking_path), encoders=True)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"]])
+def test_lora_on_the_output_head_is_pefts_and_folds(tmp_path, tied, targets):
+    """Log-probabilities and gradients as PEFT's own forward has them; the folded model says the same and is untied."""
+    config = hf.LlamaConfig(**SMALL, tie_word_embeddings=tied)
+    random_model(config).save_pretrained(tmp_path / "base")
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    wrapper = add_adapter(model, Lora(rank=2, alpha=6.0, targets=targets), 1, tmp_path / "base")
+    learnt = {name: parameter for name, parameter in wrapper.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for parameter in learnt.values():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    wanted = plain_logprobs(model, SEQUENCES)
+    gradients = torch.autograd.grad(wanted.sum(), learnt.values())
+    set_backend(model, "grouped")
+    forest = build_forest(SEQUENCES)
+    found = logprobs(model, forest, hidden_states(model, forest, "grouped"))
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(torch.autograd.grad(found.sum(), learnt.values()), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    (tmp_path / "adapter").mkdir()
+    kind_of(wrapper).save(wrapper, tmp_path / "adapter")
+    plain = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    folded(plain, tmp_path / "adapter")
+    plain.save_pretrained(tmp_path / "folded")
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "folded")
+    torch.testing.assert_close(plain_logprobs(again, SEQUENCES), wanted)
+
+
+@pytest.mark.parametrize("more", [{"dora": True}, {"init": "pissa"}])
+def test_other_lora_on_the_output_head_is_refused(tiny_path, more):
+    model = load_model(str(tiny_path)).model
+    with pytest.raises(
+        ModelError, match="tune.adapter.targets: the output head is among them, and it takes plain LoRA"
+    ):
+        add_adapter(model, Lora(targets=["q_proj", "lm_head"], **more), 1, tiny_path)
 
 
 def test_the_output_head_has_no_transform_in_most_families(tiny_path):

@@ -20,6 +20,7 @@ from luthier.adapters.peft_files import (
     restore_peft,
     save_peft,
     task_type,
+    untie,
 )
 from luthier.adapters.snapshot import Snapshot
 from luthier.adapters.stack import joined_lora
@@ -51,6 +52,7 @@ class LoraKind:
             raise ModelError("tune.adapter.init: olora does not know transposed weights (GPT-2's). Use pissa.")
         snapshot = Snapshot(linear_weights(model)) if settings.changes_base else None
         wrapper: Any = put_in(model, lora_config(model, settings, base_folder), seed)
+        refuse_on_head(model, settings)
         if snapshot is not None:
             wrapper.snapshot = snapshot
             wrapper.began = {name: tensor.clone() for name, tensor in factors(wrapper).items()}
@@ -82,6 +84,7 @@ class LoraKind:
     def fold(self, model: nn.Module, folder: Path) -> None:
         """The updates added to the weights."""
         wrapper: Any = load_peft(model, folder)
+        untie(model)
         wrapper.merge_and_unload()
 
     def remove(self, wrapper: Any) -> None:
@@ -111,6 +114,16 @@ def lora_config(model: nn.Module, settings: LowRank, base_folder: Path) -> LoraC
         task_type=task_type(model),
         base_model_name_or_path=str(base_folder),
     )
+
+
+def refuse_on_head(model: nn.Module, settings: LowRank) -> None:
+    """ModelError where the output head has a kind of LoRA that is more than a product added to its own."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if hasattr(head, "lora_A") and (settings.dora or getattr(settings, "changes_base", False)):
+        raise ModelError(
+            "tune.adapter.targets: the output head is among them, and it takes plain LoRA only. Leave it out, or leave "
+            "out dora and init."
+        )
 
 
 def target_names(model: nn.Module, settings: LowRank) -> list[str] | str:

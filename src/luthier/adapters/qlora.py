@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from luthier.adapters.lora import LoraKind, linear_weights, lora_config
+from luthier.adapters.lora import LoraKind, linear_weights, lora_config, refuse_on_head
 from luthier.adapters.parts import linear_names
 from luthier.adapters.peft_files import change_config, has_transposed, load_peft, put_in, save_peft
 from luthier.adapters.snapshot import Snapshot
@@ -85,6 +85,7 @@ class QloraKind(LoraKind):
         """A fresh adapter over packed weights."""
         snapshot = pack(model, settings.double)
         wrapper: Any = put_in(model, lora_config(model, settings, base_folder), seed)
+        refuse_on_head(model, settings)
         wrapper.snapshot, wrapper.double = snapshot, settings.double
         return wrapper
 

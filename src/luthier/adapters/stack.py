@@ -20,6 +20,7 @@ from luthier.errors import ModelError
 from luthier.files import write_json
 
 A, B = "lora_A.weight", "lora_B.weight"
+EMBEDDING = ".lora_embedding_"  # in the names of factors that look tokens up
 PREFIX = "base_model.model."  # PEFT's, before the name of every layer in a saved adapter
 # settings of PEFT under which an adapter is more than B A, or not the same in all layers
 SPECIAL = ("use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "layers_to_transform",
@@ -72,12 +73,17 @@ def special_settings(config: dict[str, Any]) -> list[str]:
 def unstackable(wrapper: Any) -> list[str]:
     """The same of a LoRA adapter that is in a model: PEFT alters what it is asked for where experts are fused."""
     config = getattr(wrapper, "peft_config", {}).get("default")
-    return special_settings(config.to_dict()) if getattr(config, "peft_type", None) == "LORA" else []
+    if getattr(config, "peft_type", None) != "LORA":
+        return []
+    embeds = any(EMBEDDING in name for name, _ in wrapper.named_parameters())
+    return special_settings(config.to_dict()) + (["LoRA on embeddings"] if embeds else [])
 
 
 def read_factors(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
     """A and scaled B of each layer."""
     state = load_file(str(folder / WEIGHTS))
+    if any(EMBEDDING in name for name in state):
+        raise ModelError(f"{folder}: an adapter on embeddings cannot be stacked. Set start: merge for the next stage.")
     rank = config["r"]
     scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
     return {layer: (state[f"{layer}.{A}"], state[f"{layer}.{B}"] * scale) for layer in state_layers(state)}

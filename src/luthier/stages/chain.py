@@ -105,9 +105,9 @@ def refuse_unstackable(start: Start, family: str, stage: Stage, following: Stage
     if not special or upper is None or (upper is following and not stacks):
         return
     raise ModelError(
-        f"stage {upper.name}: start: stack would save one adapter for it and the stages before, and in the family "
-        f'"{family}" LoRA is more than plain products ({", ".join(special)}: its experts are fused), which do not add '
-        "up to one. Set start: merge for that stage, or start: continue to train the same adapter on."
+        f"stage {upper.name}: start: stack would save one adapter for it and the stages before, and LoRA as it stands "
+        f'in this "{family}" model is more than plain products ({", ".join(special)}), which do not add up to one. Set '
+        "start: merge for that stage, or start: continue to train the same adapter on."
     )
 
 
