@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from luthier.forest.even import filled_up
 from luthier.forest.forward import backbone, run_plan
-from luthier.forest.output import Head, output_head
 from luthier.forest.head import cap
+from luthier.forest.output import Head, output_head
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import build_forest
 from luthier.forest.virtual import first_cache, first_past, virtual_of
