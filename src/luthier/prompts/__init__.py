@@ -1,7 +1,7 @@
 """Prompts: from records to tokens, with the trained tokens known. One object in training, evaluation and serving."""
 
 from luthier.prompts.classify import ClassifyPrompt, Encoded, Shot
-from luthier.prompts.dialogue import Dialogue, PromptError, Turn, opening_tokens
-from luthier.prompts.layout import Layout
+from luthier.prompts.dialogue import Dialogue, PromptError, Turn
+from luthier.prompts.layout import Layout, opening_tokens
 
 __all__ = ["ClassifyPrompt", "Dialogue", "Encoded", "Layout", "PromptError", "Shot", "Turn", "opening_tokens"]
