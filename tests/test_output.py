@@ -15,10 +15,12 @@ from luthier.errors import ModelError
 from luthier.forest.forward import choose_backend, hidden_states, logprobs, set_backend
 from luthier.forest.output import output_head
 from luthier.forest.tree import build_forest
+from luthier.kernels import narrow, round_products
 from luthier.models import load_model
 from luthier.models.trial import refuse_other_head
-from luthier.recipe.adapters import Lora
+from luthier.recipe.adapters import Full, Lora
 from luthier.records import Sequence
+from luthier.training.learner import new_learner
 from tiny import tiny_tokenizer
 
 NO_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -174,6 +176,84 @@ def test_other_lora_on_the_output_head_is_refused(tiny_path, more):
         ModelError, match="tune.adapter.targets: the output head is among them, and it takes plain LoRA"
     ):
         add_adapter(model, Lora(targets=["q_proj", "lm_head"], **more), 1, tiny_path)
+
+
+def saved_model(config, folder, kind=hf.AutoModelForCausalLM):
+    config.vocab_size = config.get_text_config().vocab_size = len(tiny_tokenizer())
+    kind.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+ELSEWHERE = {
+    "bart": (hf.AutoModelForSeq2SeqLM, lambda: hf.BartConfig(d_model=16, encoder_layers=1, decoder_layers=1,
+             encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8),
+             '"bart" is an encoder-decoder, which luthier does not support: it adapts decoders'),
+    "t5": (hf.AutoModelForSeq2SeqLM, lambda: hf.T5Config(d_model=16, d_ff=8, num_layers=1, num_heads=2, d_kv=8),
+           '"t5" is an encoder-decoder'),
+    "vit": (hf.AutoModel, lambda: hf.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=8), 'no causal language model of the family "vit". Give a model that is one'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ELSEWHERE)
+@pytest.mark.parametrize("encoders", [True, False])
+def test_models_of_another_kind_are_refused_by_their_kind(tmp_path, family, encoders):
+    kind, config, wanted = ELSEWHERE[family]
+    folder = saved_model(config(), tmp_path / family, kind)
+    with pytest.raises(ModelError, match=wanted):
+        load_model(folder, encoders=encoders)
+
+
+def test_an_adapters_folder_is_no_model(tiny_path, tmp_path):
+    wrapper = add_adapter(load_model(str(tiny_path)).model, Lora(rank=2), 1, tiny_path)
+    kind_of(wrapper).save(wrapper, tmp_path)
+    wanted = rf'the folder holds an adapter over the model "{tiny_path}", and no model. Give that model; or write'
+    with pytest.raises(ModelError, match=wanted):
+        load_model(str(tmp_path))
+
+
+MAMBA = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1,
+         "eos_token_id": 2, "use_mambapy": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_layers_that_take_no_adapter_are_left_out_and_said(tmp_path, last):
+    model = load_model(saved_model(hf.MambaConfig(**MAMBA), tmp_path / "mamba"))
+    learner = new_learner(model, Lora(rank=2, last=last), 1, "auto")
+    assert learner.told().endswith("). No adapter on dt_proj, out_proj (this family's code goes past one).")
+    learnt = learner.trained()
+    assert {name.split(".")[-4] for name in learnt} == {"in_proj", "x_proj"}
+    with torch.no_grad():
+        for name, parameter in learnt.items():
+            parameter.add_(0.1 * ("lora_B" in name))
+    logprobs(learner.lm, forest := build_forest(SEQUENCES), learner.hidden(forest)).sum().backward()
+    assert all(float(parameter.grad.abs().max()) > 0 for parameter in learnt.values())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "lm_head"]])
+def test_parts_that_no_text_reaches_get_no_adapter(tmp_path, targets):
+    text = {**SMALL, "head_dim": 8, "sliding_window": 5}
+    vision = {**NO_VISION, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
+    config = hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    learner = new_learner(
+        load_model(saved_model(config, tmp_path / "gemma3")), Lora(rank=2, targets=targets), 1, "auto"
+    )
+    parts = {name.split("base_model.model.")[1].split(".")[1] for name in learner.trained()}
+    assert parts == ({"language_model"} if targets == "all-linear" else {"language_model", "lora_A", "lora_B"})
+    assert " No adapter on model.vision_tower, model.multi_modal_projector (no text reaches it)." in learner.told()
+    whole = new_learner(load_model(str(tmp_path / "gemma3")), Full(last=2), 1, "auto")
+    assert not [name for name in whole.trained() if "vision" in name or "projector" in name]
+
+
+def test_weights_that_the_code_around_a_layer_reads_stay_wide(tmp_path):
+    """Mamba multiplies its steps by the weight itself, which a layer kept in bfloat16 would make fail."""
+    model = load_model(saved_model(hf.MambaConfig(**MAMBA), tmp_path / "mamba"))
+    round_products(model.model)
+    narrow(model.model)
+    mixer = model.model.backbone.layers[0].mixer
+    assert mixer.in_proj.weight.dtype == torch.bfloat16 and mixer.dt_proj.weight.dtype == torch.float32
+    hidden_states(model.model, build_forest(SEQUENCES), "padded")
 
 
 def test_the_output_head_has_no_transform_in_most_families(tiny_path):

