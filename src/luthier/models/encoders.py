@@ -24,8 +24,8 @@ def refuse_wrong_kind(name: str, config: Any, encoders: bool) -> None:
     family = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f'model {name}: "{family}" is an encoder-decoder, which luthier does not support: it adapts decoders, which '
-            "write a text on from left to right, and encoders. Give one of these."
+            f'model {name}: "{family}" is an encoder-decoder, which luthier does not support: it adapts decoders, '
+            "which write a text on from left to right, and encoders. Give one of these."
         )
     if is_encoder(config) and not encoders:
         raise ModelError(
@@ -41,8 +41,8 @@ def refuse_wrong_kind(name: str, config: Any, encoders: bool) -> None:
     if not is_encoder(config) and family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         also = ", which takes more than text" if config.get_text_config() is not config else ""
         raise ModelError(
-            f'model {name}: transformers has no causal language model of the family "{family}"{also}. Give a model that '
-            "is one, such as the text model that this one was made from."
+            f'model {name}: transformers has no causal language model of the family "{family}"{also}. Give a model '
+            "that is one, such as the text model that this one was made from."
         )
 
 
