@@ -330,13 +330,14 @@ def test_what_other_tools_fetched_from_the_hub_is_found(home, tiny_path, tmp_pat
     """In the hub client's own cache, by branch or revision, where it is there whole."""
     kept = tmp_path / "hub" / "models--acme--tiny"
     (kept / "refs").mkdir(parents=True)
-    (kept / "refs" / "main").write_text("abc123")
-    shutil.copytree(tiny_path, kept / "snapshots" / "abc123")
-    for name in ("acme/tiny", "acme/tiny@main", "acme/tiny@abc123"):
-        assert find_model(name) == kept / "snapshots" / "abc123"
+    commit = "abc123" + "0" * 34
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_path, kept / "snapshots" / commit)
+    for name in ("acme/tiny", "acme/tiny@main", f"acme/tiny@{commit}"):
+        assert find_model(name) == kept / "snapshots" / commit
         assert public_name(name) == "acme/tiny"
     assert "could not be fetched from the hub" in told("acme/tiny@v2")
-    (kept / "snapshots" / "abc123" / "model.safetensors").unlink()
+    (kept / "snapshots" / commit / "model.safetensors").unlink()
     assert "could not be fetched from the hub" in told("acme/tiny")
     assert not home.exists()
 

@@ -42,7 +42,7 @@ def is_inside(name: str, modules: list[str]) -> bool:
 
 
 def unread_parts(model: nn.Module) -> list[str]:
-    """The names of what stands beside the text's part in a model that takes pictures or sound too: no text reaches it."""
+    """What stands beside the text's part in a model that takes pictures or sound too, by name: no text reaches it."""
     lm: Any = model
     if lm.config.get_text_config() is lm.config or not hasattr(lm, "get_decoder"):
         return []

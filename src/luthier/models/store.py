@@ -134,7 +134,7 @@ def refuse_adapter(name: str, folder: Path) -> None:
         return
     raise ModelError(
         f'model {name}: the folder holds an adapter over the model "{base}", and no model. Give that model; or write '
-        "the adapter into it first (luthier merge RUN --out FOLDER, or PEFT's merge_and_unload) and give the new folder."
+        "the adapter into it first (luthier merge RUN --out FOLDER, or PEFT's merge_and_unload) and give the result."
     )
 
 
