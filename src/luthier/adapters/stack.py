@@ -72,7 +72,7 @@ def special_settings(config: dict[str, Any]) -> list[str]:
 
 def unstackable(wrapper: Any) -> list[str]:
     """The same of a LoRA adapter that is in a model: PEFT alters what it is asked for where experts are fused."""
-    config = getattr(wrapper, "peft_config", {}).get("default")
+    config: Any = getattr(wrapper, "peft_config", {}).get("default")
     if getattr(config, "peft_type", None) != "LORA":
         return []
     embeds = any(EMBEDDING in name for name, _ in wrapper.named_parameters())

@@ -24,6 +24,7 @@ from luthier.runtime import leave_file
 
 ROTATE = "apply_rotary_pos_emb"  # transformers' name, in every family, of the function that rotates query and key
 GATED = ("gate_proj", "up_proj", "down_proj")  # transformers' names of a gated block's layers
+STATES = "A_log"  # transformers' name of the parameter that state-space layers, and no others, have
 NARROW = "luthier_narrow"  # a gated block's mark: between layers that are kept in bfloat16
 ROTATE_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 
@@ -130,10 +131,11 @@ def narrow(model: nn.Module) -> None:
     """Keep the weights of the layers whose products are rounded in bfloat16, in place, and give their old place back.
 
     Half the memory, and the same factors: a product would round them anyway. They cannot be trained, nor added to
-    without loss, and tied ones are one tensor still. A weight that the code around its layer reads itself (Mamba's
-    steps) stays as it is: such code does not round.
+    without loss, and tied ones are one tensor still. A weight that the code of a state-space layer (Mamba) reads
+    itself stays as it is: such code does not round.
     """
-    read = {id(child) for module in model.modules() for child in read_from_outside(module)}
+    spaces = [module for module in model.modules() if hasattr(module, STATES)]
+    read = {id(child) for module in spaces for child in read_from_outside(module)}
     for module in model.modules():
         if id(module) in read:
             continue

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save
 from luthier.adapters import folded
 from luthier.errors import ModelError
 from luthier.files import content_hash, open_aside, sha256, write_json
-from luthier.forest.forward import choose_backend, cooled, hidden_states, output_head, set_backend
+from luthier.forest.forward import choose_backend, cooled, hidden_states, set_backend
 from luthier.forest.head import top_logprobs
+from luthier.forest.output import output_head
 from luthier.methods.base import Candidates, Example, make_batch, split_by_tokens
 from luthier.models import LoadedModel, load_model
 from luthier.models.load import folder_hash, load_tokenizer

@@ -14,7 +14,8 @@ from luthier.adapters import WEIGHTS, Plain, add_adapter, fuse, kind_of, load_ad
 from luthier.errors import ModelError
 from luthier.files import require_whole
 from luthier.forest.encoders import is_encoder
-from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
+from luthier.forest.forward import choose_backend, hidden_states, logprobs, readout, set_backend
+from luthier.forest.output import output_head
 from luthier.forest.tree import Forest
 from luthier.forest.virtual import virtual_of
 from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, split_by_tokens
