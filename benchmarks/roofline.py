@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import workload
-from luthier.forest.forward import output_head
+from luthier.forest.output import output_head
 from luthier.forest.parts import MASKED
 from luthier.forest.plan import Block, plan_forest
 from luthier.forest.tree import Forest

@@ -239,3 +239,29 @@ def test_what_the_model_cannot_have_is_said_before_the_first_stage(chain, tmp_pa
         RecipeError, match=r"stages\.0\.tune\.adapter\.last: 5 layers are asked for, and the model has 2\."
     ):
         luthier.train(chain[0].parent / "deep.yaml", tmp_path / "run")
+
+
+def test_fused_experts_do_not_stack_and_are_refused_before_the_first_stage_learns(tmp_path, monkeypatch):
+    """PEFT alters LoRA on fused experts, which shows once it is in the model."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    rows = [{"prompt": f"Text {WORDS[n % 9]} {n}", "completion": WORDS[n % 9]} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    recipe = {"model": str(tmp_path / "moe"), "stages": [stage("a"), stage("b")], "judge": {"resamples": 200}}
+    wanted = r"stage b: start: stack .* \"qwen3_moe\" model .*rank_pattern.* Set start: merge .*, or start: continue"
+    with pytest.raises(ModelError, match=wanted):
+        luthier.train(parse_stages(recipe), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("stages/*/training"))
+    recipe["stages"][1]["start"] = "merge"
+    result = luthier.train(parse_stages(recipe), tmp_path / "run")
+    assert len(result["stages"]) == 2

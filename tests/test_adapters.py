@@ -41,6 +41,8 @@ CASES: dict[str, AdapterKeys] = {
     "lora pissa rslora dora": Lora(rank=2, alpha=2.0, init="pissa", scaling="rslora", dora=True),
     "lora olora": Lora(rank=2, alpha=4.0, init="olora"),
     "lora orthogonal": Lora(rank=2, alpha=4.0, init="orthogonal"),
+    "lora on the output head": Lora(rank=2, alpha=4.0, targets=["q_proj", "lm_head"]),
+    "lora on embeddings": Lora(rank=2, alpha=4.0, targets=["q_proj", "embed_tokens"]),
     "qlora": Qlora(rank=2, alpha=4.0),
     "qlora dora": Qlora(rank=2, alpha=4.0, dora=True, double=False),
     "full": Full(),
@@ -165,7 +167,8 @@ def test_it_folds_into_the_weights_or_says_why_not(done, tiny_path):
     if done.settings.folds:
         names = {name for name, _ in model.named_parameters()}
         folded(model, done.folder)
-        assert {name for name, _ in model.named_parameters()} == names
+        untied = {"lm_head.weight"}  # the head, where it or the embeddings alone change
+        assert {name for name, _ in model.named_parameters()} - untied == names
         assert_close(answers(model), answers(done.run.learner.lm))
     else:
         with pytest.raises(ModelError, match=r"cannot be (written into|merged)"):

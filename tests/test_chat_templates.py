@@ -79,7 +79,7 @@ def test_arguments_reach_the_template_and_change_its_key():
     ("settings", "wanted"),
     [
         ({"template": "chatlm"}, "prompt.template: names no file with a template, and is none of chatml, llama3, alpaca (got 'chatlm')."),
-        ({"template_arguments": {"tools": []}}, '"tools" cannot be given: it is no name in a template, or is set for each conversation (got'),
+        ({"template_arguments": {"tools": []}}, '"tools" cannot be given: it is no name in a template, or is set for each conversation.'),
         ({"template": "chatml", "layout": "hash"}, "template and template_arguments have no effect while layout is hash"),
     ],
 )  # fmt: skip

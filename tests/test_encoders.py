@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from encoders import CONFIGS, LEGACY_FREE, MASKED, plain_logprobs, tiny_encoder, tiny_encoder_folder
 from luthier.errors import ModelError
 from luthier.forest.encoders import HEADS, permutation_masks
-from luthier.forest.forward import backbone, choose_backend, hidden_states, logprobs, output_head, readout, set_backend
+from luthier.forest.forward import backbone, choose_backend, hidden_states, logprobs, readout, set_backend
+from luthier.forest.output import output_head
 from luthier.forest.tree import build_forest
 from luthier.methods.base import Example
 from luthier.models import load_model

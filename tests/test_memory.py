@@ -530,3 +530,26 @@ def test_what_a_container_leaves(tmp_path):
     assert container_bytes(tmp_path) == 50
     (tmp_path / "memory.max").write_text("max\n")
     assert container_bytes(tmp_path) is None and container_bytes(tmp_path / "none") is None
+
+
+def test_sizes_of_layers_that_differ_are_the_first_ones(tiny_path):
+    from transformers import Gemma4TextConfig
+
+    setup = Setup(tiny_path, tune_of())
+    setup.learner.lm.config = Gemma4TextConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, global_head_dim=16, sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    assert shape_of(setup.learner) == Shape(2, 32, 32, 16, 48, True, 97, 4, False)
+
+
+def test_a_model_that_does_not_tell_its_sizes_trains_without_a_forecast(tiny_path, tmp_path):
+    setup = Setup(tiny_path, tune_of())
+    setup.learner.lm.config.num_hidden_layers = 0
+    said: list[str] = []
+    setup.train(tmp_path, said)
+    assert said[1] == (
+        "The memory that this takes is not predicted: the configuration of a llama does not tell its width or number "
+        "of layers."
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 
 import gguf
@@ -13,7 +14,7 @@ from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import ModelError
-from luthier.models import find_model, list_models, load_model, load_outline, pull_model
+from luthier.models import find_model, list_models, load_model, load_outline, public_name, pull_model
 from luthier.models.load import describe_model, folder_hash
 from tiny import tiny_folder
 
@@ -27,6 +28,7 @@ def home(tmp_path, monkeypatch):
     """An empty cache of models, and a network that would fail loudly."""
     monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
     return tmp_path / "home" / "models"
 
@@ -349,6 +351,39 @@ def test_a_starter_that_cannot_be_fetched_says_what_both_places_said(home, monke
     assert text.endswith(
         "Connect to one of them once (`luthier models pull smollm2-135m-instruct`), or give a local model folder."
     )
+
+
+def test_what_other_tools_fetched_from_the_hub_is_found(home, tiny_path, tmp_path):
+    """In the hub client's own cache, by branch or revision, where it is there whole."""
+    kept = tmp_path / "hub" / "models--acme--tiny"
+    (kept / "refs").mkdir(parents=True)
+    commit = "abc123" + "0" * 34
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_path, kept / "snapshots" / commit)
+    for name in ("acme/tiny", "acme/tiny@main", f"acme/tiny@{commit}"):
+        assert find_model(name) == kept / "snapshots" / commit
+        assert public_name(name) == "acme/tiny"
+    assert "could not be fetched from the hub" in told("acme/tiny@v2")
+    (kept / "snapshots" / commit / "model.safetensors").unlink()
+    assert "could not be fetched from the hub" in told("acme/tiny")
+    assert not home.exists()
+
+
+def test_a_revision_is_asked_of_the_hub_and_kept_apart(home, tiny_path, monkeypatch):
+    asked = []
+
+    def download(hub_id, revision=None, local_dir=None, local_files_only=False, **_):
+        if local_files_only:
+            raise OSError("not here")
+        asked.append((hub_id, revision))
+        shutil.copytree(tiny_path, local_dir, dirs_exist_ok=True)
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_model("acme/tiny@v2") == home / "acme--tiny@v2"
+    assert find_model("acme/tiny@v2") == home / "acme--tiny@v2"
+    assert find_model("acme/tiny") == home / "acme--tiny"
+    assert asked == [("acme/tiny", "v2"), ("acme/tiny", None)]
 
 
 def test_an_outline_knows_what_the_model_does_and_holds_no_weights(tiny_path, monkeypatch):

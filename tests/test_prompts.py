@@ -155,6 +155,20 @@ def test_a_model_without_template_gets_a_plain_layout_and_learns_to_stop():
     assert prompt.layout.render(shown, ask=True).endswith("Text: goal\nCategory: Sports\n\nText: law\nCategory:")
 
 
+def test_a_plain_layout_begins_as_the_tokenizer_begins_texts():
+    """By its post-processor, as base Llama 3 does; what was computed without that token is not taken for it."""
+    without = prompt_with(None)
+    tokenizer = tiny_tokenizer(None)
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    prompt = replace(without, layout=Layout(tokenizer))
+    assert prompt.encode(["law"])[0][:2] == ids("<|im_start|>", "Classify")
+    assert prompt.encode(["law"])[0][1:] == without.encode(["law"])[0]
+    assert prompt.layout.template != without.layout.template and prompt.key != without.key
+
+
 def test_an_answer_without_a_token_that_ends_it_is_said_to_have_none():
     template = (
         "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"

@@ -203,7 +203,8 @@ def load(run: str | Path, attention: str = "auto") -> Predictor:
     prompt = ClassifyPrompt(task, layout, stored["instruction"], (), stored["lists_labels"])
     if prompt.key != stored["prompt_key"]:
         raise RunError(
-            f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again."
+            f"{run}: the model's chat template is not the one the adapter was trained with. Fetch the model again, "
+            "or run the recipe again."
         )
     learner = load_learner(model, folder, attention)
     return Predictor(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.adapters.base import CONFIG, WEIGHTS, Plain, require_adapter
-from luthier.adapters.parts import embedding_names, is_inside, last_layers, norm_names
+from luthier.adapters.parts import embedding_names, is_inside, last_layers, norm_names, unread_parts
 from luthier.adapters.snapshot import Snapshot
 from luthier.errors import ModelError
 from luthier.files import write_json
@@ -97,7 +97,8 @@ def chosen_names(model: nn.Module, settings: Full) -> list[str]:
     Raises:
         ModelError: none does.
     """
-    names = [name for name, _ in model.named_parameters()]
+    unread = unread_parts(model)
+    names = [name for name, _ in model.named_parameters() if not is_inside(name, unread)]
     embeddings = [name for name in names if is_inside(name, embedding_names(model))]
     chosen = names
     if settings.last:

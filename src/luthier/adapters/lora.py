@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.adapters.base import WEIGHTS
-from luthier.adapters.parts import is_inside, last_layers, linear_names
+from luthier.adapters.parts import is_inside, last_layers, linear_names, unread_parts
 from luthier.adapters.peft_files import (
     change_config,
     has_transposed,
@@ -20,6 +20,7 @@ from luthier.adapters.peft_files import (
     restore_peft,
     save_peft,
     task_type,
+    untie,
 )
 from luthier.adapters.snapshot import Snapshot
 from luthier.adapters.stack import joined_lora
@@ -33,6 +34,10 @@ INITS: dict[str, bool | str] = {
     "pissa": "pissa_niter_16",  # by subspace iteration; the singular vectors of every matrix would take minutes
     "olora": "olora",
 }
+# the families, and their layers, for which PEFT refuses LoRA: their kernels read such a layer's weight themselves
+FUSED_MAMBA = frozenset(["falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"])
+FUSED_LAYERS = frozenset(["conv1d", "out_proj"])
+STEPS = "dt_proj"  # Mamba's first kind, in every family: its weight is read, and the layer never called
 Factors = dict[str, Tensor]
 
 
@@ -50,7 +55,10 @@ class LoraKind:
         if settings.init == "olora" and has_transposed(model):
             raise ModelError("tune.adapter.init: olora does not know transposed weights (GPT-2's). Use pissa.")
         snapshot = Snapshot(linear_weights(model)) if settings.changes_base else None
+        told = said_of_left_out(model, settings)
         wrapper: Any = put_in(model, lora_config(model, settings, base_folder), seed)
+        refuse_on_head(model, settings)
+        wrapper.left_out = told
         if snapshot is not None:
             wrapper.snapshot = snapshot
             wrapper.began = {name: tensor.clone() for name, tensor in factors(wrapper).items()}
@@ -82,6 +90,7 @@ class LoraKind:
     def fold(self, model: nn.Module, folder: Path) -> None:
         """The updates added to the weights."""
         wrapper: Any = load_peft(model, folder)
+        untie(model)
         wrapper.merge_and_unload()
 
     def remove(self, wrapper: Any) -> None:
@@ -113,20 +122,57 @@ def lora_config(model: nn.Module, settings: LowRank, base_folder: Path) -> LoraC
     )
 
 
+def refuse_on_head(model: nn.Module, settings: LowRank) -> None:
+    """ModelError where the output head has a kind of LoRA that is more than a product added to its own."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if hasattr(head, "lora_A") and (settings.dora or getattr(settings, "changes_base", False)):
+        raise ModelError(
+            "tune.adapter.targets: the output head is among them, and it takes plain LoRA only. Leave it out, or leave "
+            "out dora and init."
+        )
+
+
 def target_names(model: nn.Module, settings: LowRank) -> list[str] | str:
-    """The modules that get an adapter: as the recipe says, or, of the last layers alone, by their full names."""
-    if not settings.last:
+    """The modules that get an adapter: as the recipe says, or by their full names where some are left out."""
+    unread, unsuited = left_out(model, settings)
+    if not (settings.last or unread or unsuited):
         return settings.targets
-    layers = last_layers(model, settings.last)
+    layers = last_layers(model, settings.last) if settings.last else [""]
+    names = linear_names(model) if settings.last or settings.targets == "all-linear" else module_names(model)
     chosen = [
         name
-        for name in linear_names(model)
-        if is_inside(name, layers)
+        for name in names
+        if (not settings.last or is_inside(name, layers))
+        and not is_inside(name, unread)
+        and not is_inside(name, unsuited)
         and (settings.targets == "all-linear" or any(f".{name}".endswith(f".{one}") for one in settings.targets))
     ]
     if not chosen:
-        raise ModelError(f"tune.adapter.targets: none of {settings.targets} is in the last {settings.last} layers.")
+        where = f" in the last {settings.last} layers" if settings.last else ", where text reaches it"
+        raise ModelError(f"tune.adapter.targets: none of {settings.targets} is{where}.")
     return chosen
+
+
+def module_names(model: nn.Module) -> list[str]:
+    """The names of all modules."""
+    return [name for name, _ in model.named_modules()]
+
+
+def left_out(model: nn.Module, settings: LowRank) -> tuple[list[str], list[str]]:
+    """Modules without an adapter that the settings do not speak of: those no text reaches, those PEFT has none for."""
+    config: Any = model.config
+    unsuited = {STEPS, *(FUSED_LAYERS if config.model_type in FUSED_MAMBA else ())}
+    names = linear_names(model) if settings.targets == "all-linear" else []
+    return unread_parts(model), [name for name in names if name.rpartition(".")[2] in unsuited]
+
+
+def said_of_left_out(model: nn.Module, settings: LowRank) -> str:
+    """The same in a sentence for the user; empty where nothing is left out."""
+    unread, unsuited = left_out(model, settings)
+    kinds = sorted({name.rpartition(".")[2] for name in unsuited})
+    parts = [f"{', '.join(kinds)} (this family's code goes past one)"] * bool(kinds)
+    parts += [f"{', '.join(unread)} (no text reaches it)"] * bool(unread)
+    return f" No adapter on {' nor on '.join(parts)}." if parts else ""
 
 
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:

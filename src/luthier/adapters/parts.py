@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
+from luthier.forest.forward import backbone
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -18,8 +19,9 @@ def layer_names(model: nn.Module) -> list[str]:
     """
     config: Any = model.config
     count = config.get_text_config().num_hidden_layers
+    unread = unread_parts(model)
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and not is_inside(name, unread):
             return [f"{name}.{i}" for i in range(count)]
     raise ModelError(
         f'tune.adapter.last: the layers of the family "{config.model_type}" do not stand in one list. Leave it out.'
@@ -37,6 +39,17 @@ def last_layers(model: nn.Module, count: int) -> list[str]:
 def is_inside(name: str, modules: list[str]) -> bool:
     """Whether a name is that of one of the modules or of something in them."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def unread_parts(model: nn.Module) -> list[str]:
+    """What stands beside the text's part in a model that takes pictures or sound too, by name: no text reaches it."""
+    lm: Any = model
+    if lm.config.get_text_config() is lm.config or not hasattr(lm, "get_decoder"):
+        return []
+    body, text = backbone(model), lm.get_decoder()
+    names = {id(module): name for name, module in model.named_modules()}
+    beside = [child for child in body.children() if all(module is not text for module in child.modules())]
+    return [names[id(child)] for child in beside] if any(module is text for module in body.modules()) else []
 
 
 def embedding_names(model: nn.Module) -> list[str]:

@@ -89,7 +89,30 @@ def load_peft(model: nn.Module, folder: Path, trainable: bool = False) -> PeftMo
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT asks transformers for a property that is about to be renamed; the user cannot help it."""
+    """PEFT asks transformers for a property that is about to be renamed, and doubts its own settings of fused experts.
+
+    It also warns of tied embeddings, which `untie` sees to. The user can help none of it.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model (with|has) `tie_word_embeddings=True`", UserWarning)
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
+
+
+def untie(model: nn.Module) -> None:
+    """Give the output head a weight of its own where an adapter on it or on the embeddings is to be written into one.
+
+    Tied, both would change; the adapter changes the one that it stands on.
+    """
+    lm: Any = model
+    ends = lm.get_input_embeddings(), lm.get_output_embeddings()
+    if not any(hasattr(end, "base_layer") for end in ends):
+        return
+    embeddings, head = (getattr(end, "base_layer", end) for end in ends)
+    if head is None or head.weight.data_ptr() != embeddings.weight.data_ptr():
+        return
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (lm.config, lm.config.get_text_config()):
+        config.tie_word_embeddings = False
+    lm.all_tied_weights_keys = {}  # transformers' own note of what it leaves out of a saved model

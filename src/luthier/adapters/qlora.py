@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from luthier.adapters.lora import LoraKind, linear_weights, lora_config
+from luthier.adapters.lora import LoraKind, linear_weights, lora_config, refuse_on_head, said_of_left_out
 from luthier.adapters.parts import linear_names
 from luthier.adapters.peft_files import change_config, has_transposed, load_peft, put_in, save_peft
 from luthier.adapters.snapshot import Snapshot
@@ -83,8 +83,11 @@ class QloraKind(LoraKind):
 
     def add(self, model: nn.Module, settings: Qlora, seed: int, base_folder: Path) -> PeftModel:  # type: ignore[override]
         """A fresh adapter over packed weights."""
+        told = said_of_left_out(model, settings)
         snapshot = pack(model, settings.double)
         wrapper: Any = put_in(model, lora_config(model, settings, base_folder), seed)
+        refuse_on_head(model, settings)
+        wrapper.left_out = told
         wrapper.snapshot, wrapper.double = snapshot, settings.double
         return wrapper
 

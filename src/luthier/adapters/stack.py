@@ -20,6 +20,7 @@ from luthier.errors import ModelError
 from luthier.files import write_json
 
 A, B = "lora_A.weight", "lora_B.weight"
+EMBEDDING = ".lora_embedding_"  # in the names of factors that look tokens up
 PREFIX = "base_model.model."  # PEFT's, before the name of every layer in a saved adapter
 # settings of PEFT under which an adapter is more than B A, or not the same in all layers
 SPECIAL = ("use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "modules_to_save", "layers_to_transform",
@@ -57,16 +58,32 @@ def state_layers(state: dict[str, Tensor]) -> set[str]:
 def read_config(folder: Path) -> dict[str, Any]:
     """An adapter's configuration; ModelError where it is no plain LoRA, whose updates would not just add."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    special = [name for name in SPECIAL if config.get(name) not in (None, False, {}, [], "none")]
+    special = special_settings(config)
     if config.get("peft_type") != "LORA" or special:
         kind = ", ".join(special) or str(config.get("peft_type"))
         raise ModelError(f"{folder}: an adapter with {kind} cannot be stacked. Set start: merge for the next stage.")
     return config
 
 
+def special_settings(config: dict[str, Any]) -> list[str]:
+    """Settings of an adapter's configuration because of which its updates do not just add to another's."""
+    return [name for name in SPECIAL if config.get(name) not in (None, False, {}, [], "none")]
+
+
+def unstackable(wrapper: Any) -> list[str]:
+    """The same of a LoRA adapter that is in a model: PEFT alters what it is asked for where experts are fused."""
+    config: Any = getattr(wrapper, "peft_config", {}).get("default")
+    if getattr(config, "peft_type", None) != "LORA":
+        return []
+    embeds = any(EMBEDDING in name for name, _ in wrapper.named_parameters())
+    return special_settings(config.to_dict()) + (["LoRA on embeddings"] if embeds else [])
+
+
 def read_factors(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
     """A and scaled B of each layer."""
     state = load_file(str(folder / WEIGHTS))
+    if any(EMBEDDING in name for name in state):
+        raise ModelError(f"{folder}: an adapter on embeddings cannot be stacked. Set start: merge for the next stage.")
     rank = config["r"]
     scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
     return {layer: (state[f"{layer}.{A}"], state[f"{layer}.{B}"] * scale) for layer in state_layers(state)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.forest.attention import IMPLEMENTATION, register
-from luthier.forest.encoders import encoder_hidden_states, is_encoder, masked_head
+from luthier.forest.encoders import encoder_hidden_states
 from luthier.forest.even import even_length, filled_up
 from luthier.forest.head import target_logprobs
+from luthier.forest.output import Head, output_head
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import Forest
 from luthier.forest.virtual import padded_inputs, virtual_hidden_states, virtual_of
@@ -37,17 +37,6 @@ PROVEN_FAMILIES = frozenset(
     ]
 )
 BACKENDS = ("grouped", "dense", "padded")
-
-
-@dataclass(frozen=True)
-class Head:
-    """The output head: logits = cap(scale * (transform(hidden) @ weight.T + bias)); only encoders have a transform."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    softcap: float | None = None
-    scale: float = 1.0
-    transform: Callable[[Tensor], Tensor] | None = None
 
 
 def choose_backend(model: nn.Module, wanted: str = "auto") -> tuple[str, str | None]:
@@ -88,6 +77,7 @@ def set_backend(model: nn.Module, backend: str) -> None:
 def hidden_states(model: nn.Module, forest: Forest, backend: str, past: Past | None = None) -> Tensor:
     """The last hidden states [N, D] of a forest's distinct tokens. The model has been through `set_backend`."""
     device = next(model.parameters()).device
+    refuse_lacking(model, forest)
     if backend == "padded":
         return padded_hidden_states(model, forest, device)
     whole, virtual = filled_up(model, forest), virtual_of(model)
@@ -126,6 +116,29 @@ def padded_hidden_states(model: nn.Module, forest: Forest, device: torch.device)
     out = body(**inputs, use_cache=False)
     owner, time = torch.from_numpy(forest.first_N), torch.from_numpy(forest.positions_N) + before
     return out.last_hidden_state[owner.to(device), time.to(device)]
+
+
+def num_embeddings(model: nn.Module) -> int:
+    """How many tokens a model has embeddings of."""
+    module: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return int(module.weight.shape[0])
+
+
+def refuse_lacking(model: nn.Module, forest: Forest) -> None:
+    """ModelError where a forest has a token that the model has no embedding of."""
+    number, rows = int(forest.tokens_N.max(initial=0)), num_embeddings(model)
+    if number >= rows:
+        raise ModelError(lacking(number, rows))
+
+
+def lacking(number: int, rows: int, token: str = "") -> str:
+    """What is said of a token without an embedding."""
+    named = f'the token "{token}" has' if token else "a token of a text has"
+    return (
+        f"{named} number {number}, and the model has embeddings of {rows} tokens only. Give the model the tokenizer "
+        "that belongs to it, or the missing rows (transformers: model.resize_token_embeddings(len(tokenizer)), "
+        "both saved)."
+    )
 
 
 def readout(forest: Forest, hidden_ND: Tensor) -> Tensor:
@@ -167,7 +180,7 @@ def chosen_logprobs(head: Head, forest: Forest, hidden_ND: Tensor, chosen: NDArr
     device = hidden_ND.device
     rows_RD = hidden_ND.index_select(0, torch.from_numpy(rows).to(device))
     return target_logprobs(
-        rows_RD if head.transform is None else head.transform(rows_RD),
+        head.read(rows_RD),
         head.weight_VD,
         head.bias_V,
         torch.from_numpy(reader.reshape(-1)).to(device),
@@ -186,27 +199,9 @@ def cooled(head: Head, temperature: float) -> Head:
 def backbone(model: nn.Module) -> nn.Module:
     """The body below the output head."""
     prefix = str(getattr(model, "base_model_prefix", ""))
-    body = getattr(model, prefix, None)
+    body = getattr(model, prefix, getattr(model, "model", None))  # Llama 4's prefix is not what its body is called
     if not isinstance(body, nn.Module):
         raise ModelError(
             f"{type(model).__name__} has no body below its head; use a transformers causal language model."
         )
     return body
-
-
-def output_head(model: nn.Module) -> Head:
-    """The head's weight, bias, cap and scale, and what comes before them."""
-    if is_encoder(model.config):
-        masked = masked_head(model)
-        return Head(masked.weight_VD, masked.bias_V, transform=masked.transform)
-    module: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if module is None:
-        raise ModelError(f"{type(model).__name__} has no output head; use a causal language model.")
-    config: Any = model.config
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    return Head(
-        module.weight,
-        getattr(module, "bias", None),
-        getattr(config, "final_logit_softcapping", None),
-        float(scale),
-    )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.forest.even import filled_up
-from luthier.forest.forward import backbone, output_head, run_plan
+from luthier.forest.forward import backbone, run_plan
 from luthier.forest.head import cap
+from luthier.forest.output import Head, output_head
 from luthier.forest.plan import Past, Plan, plan_forest
 from luthier.forest.tree import build_forest
 from luthier.forest.virtual import first_cache, first_past, virtual_of
@@ -64,8 +65,9 @@ def generate(
     replies: list[list[int]] = [[] for _ in prompts]
     active = torch.arange(len(prompts), device=device)
     lengths_S = torch.tensor([before + len(prompt) for prompt in prompts], device=device)
+    head = output_head(model)
     for count in range(max_tokens):
-        chosen = next_tokens(model, hidden_SD, chooser, active.tolist())
+        chosen = next_tokens(head, hidden_SD, chooser, active.tolist())
         keep = [i for i, token in enumerate(chosen.tolist()) if token not in stop]
         for i in keep:
             replies[int(active[i])].append(int(chosen[i]))
@@ -86,10 +88,9 @@ def decode_step(model: nn.Module, tokens_S: Tensor, positions_S: Tensor, past: P
     return hidden_SD
 
 
-def next_tokens(model: nn.Module, hidden_SD: Tensor, chooser: Chooser | None, rows: list[int]) -> Tensor:
+def next_tokens(head: Head, hidden_SD: Tensor, chooser: Chooser | None, rows: list[int]) -> Tensor:
     """The next token of each row [S]: the one of the largest logit, or what the chooser draws for prompt rows[s]."""
-    head = output_head(model)
-    logits = hidden_SD @ head.weight_VD.T * head.scale
+    logits = head.read(hidden_SD) @ head.weight_VD.T * head.scale
     if head.bias_V is not None:
         logits = logits + head.bias_V * head.scale
     logits = cap(logits, head.softcap)

@@ -6,8 +6,10 @@ the kernel as its `forward` where the kernel gives the same numbers; every other
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable
+from itertools import pairwise
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -22,6 +24,7 @@ from luthier.runtime import leave_file
 
 ROTATE = "apply_rotary_pos_emb"  # transformers' name, in every family, of the function that rotates query and key
 GATED = ("gate_proj", "up_proj", "down_proj")  # transformers' names of a gated block's layers
+STATES = "A_log"  # transformers' name of the parameter that state-space layers, and no others, have
 NARROW = "luthier_narrow"  # a gated block's mark: between layers that are kept in bfloat16
 ROTATE_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 
@@ -36,11 +39,19 @@ def quicken(model: nn.Module) -> int:
     for module in model.modules():
         if "forward" in module.__dict__:
             continue
-        forward = quick_norm(module) or quick_gate(module, functions) or quick_rotation(module, functions)
+        forward = fitting(module, functions)
         if forward is not None:
             module.forward = MethodType(forward, module)
             num_changed += 1
     return num_changed
+
+
+def fitting(module: Any, known: dict[Any, Any]) -> Callable[..., Any] | None:
+    """The forward of the kernel that a module fits; one that fails when it is tried on made-up numbers fits none."""
+    try:
+        return quick_norm(module) or quick_gate(module, known) or quick_rotation(module, known)
+    except Exception:  # noqa: BLE001 - a family's own code may ask for more than the trial gives, and say so as it likes
+        return None
 
 
 def suits(x: Tensor) -> bool:
@@ -120,14 +131,27 @@ def narrow(model: nn.Module) -> None:
     """Keep the weights of the layers whose products are rounded in bfloat16, in place, and give their old place back.
 
     Half the memory, and the same factors: a product would round them anyway. They cannot be trained, nor added to
-    without loss, and tied ones are one tensor still.
+    without loss, and tied ones are one tensor still. A weight that the code of a state-space layer (Mamba) reads
+    itself stays as it is: such code does not round.
     """
+    spaces = [module for module in model.modules() if hasattr(module, STATES)]
+    read = {id(child) for module in spaces for child in read_from_outside(module)}
     for module in model.modules():
+        if id(module) in read:
+            continue
         if is_rounded(module):
             module.weight.data = module.weight.data.to(torch.bfloat16)
         elif getattr(module.__dict__.get("forward"), "__func__", None) is gate_forward:
             setattr(module, NARROW, all(is_rounded(getattr(module, name)) for name in GATED))
     leave_file(parameter for parameter in model.parameters() if parameter.dtype != torch.bfloat16)
+
+
+def read_from_outside(module: nn.Module) -> list[nn.Module]:
+    """The children whose weight the methods of a module read: where its code says self.NAME.weight."""
+    methods = [method for method in vars(type(module)).values() if isinstance(method, FunctionType)]
+    names = [[step.argval for step in dis.get_instructions(inspect.unwrap(method))] for method in methods]
+    read = {first for seen in names for first, second in pairwise(seen) if second == "weight"}
+    return [child for name, child in module.named_children() if name in read]
 
 
 def quick_rotation(module: Any, known: dict[Any, Any]) -> Any:

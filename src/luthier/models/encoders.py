@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from luthier.errors import ModelError
 from luthier.forest.encoders import HEADS, PERMUTED, is_encoder
@@ -19,6 +22,11 @@ OFFSET_POSITIONS = frozenset(["camembert", "roberta", "xlm-roberta"])  # positio
 def refuse_wrong_kind(name: str, config: Any, encoders: bool) -> None:
     """ModelError for an encoder where only decoders will do, and for one of a family that is not proven."""
     family = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f'model {name}: "{family}" is an encoder-decoder, which luthier does not support: it adapts decoders, '
+            "which write a text on from left to right, and encoders. Give one of these."
+        )
     if is_encoder(config) and not encoders:
         raise ModelError(
             f'model {name}: "{family}" is an encoder, and this needs a decoder, which writes text from left to right. '
@@ -29,6 +37,12 @@ def refuse_wrong_kind(name: str, config: Any, encoders: bool) -> None:
         raise ModelError(
             f'model {name}: "{family}" is an encoder of a family that is not proven here (proven: '
             f"{', '.join(sorted(HEADS))}). Give a model of one of these, or a decoder."
+        )
+    if not is_encoder(config) and family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        also = ", which takes more than text" if config.get_text_config() is not config else ""
+        raise ModelError(
+            f'model {name}: transformers has no causal language model of the family "{family}"{also}. Give a model '
+            "that is one, such as the text model that this one was made from."
         )
 
 

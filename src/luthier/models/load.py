@@ -22,6 +22,7 @@ from luthier.forest.even import mark_even
 from luthier.kernels import narrow, quicken, round_on, round_products
 from luthier.models.encoders import known_positions, load_encoder, refuse_wrong_kind
 from luthier.models.store import find_model
+from luthier.models.trial import refuse_other_head, refuse_unknown_tokens
 from luthier.runtime import chosen_device, has_fast_bfloat16, release_free_memory
 
 
@@ -123,6 +124,8 @@ def load_model(
     refuse_incomplete(f"model {name}", found)
     model.requires_grad_(False)
     model.eval()
+    refuse_unknown_tokens(name, model, tokenizer)
+    refuse_other_head(name, model, tokenizer)
     size = sum(parameter.numel() for parameter in model.parameters())
     if precision == "bfloat16":
         round_products(model)

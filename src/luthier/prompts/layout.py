@@ -34,7 +34,12 @@ class Layout:
     def template(self) -> str:
         """The template's source with its arguments, part of every content hash."""
         arguments = json.dumps(dict(self.arguments), sort_keys=True) if self.arguments else ""
-        return (self.source or "plain: {content} blank line {answer} end-of-text") + arguments
+        return (self.source or f"plain: {self.opening}{{content}} blank line {{answer}} end-of-text") + arguments
+
+    @property
+    def opening(self) -> str:
+        """What opens every text in the plain layout, for tokenizers that put a token before it."""
+        return str(self.tokenizer.bos_token) if opening_tokens(self.tokenizer) else ""
 
     def render(self, messages: Sequence[Message], ask: bool, tools: Sequence[Any] | None = None) -> str:
         """The whole conversation as text; with `ask` it ends where the model's answer begins. `tools`: definitions."""
@@ -52,13 +57,12 @@ class Layout:
     def _plain(self, messages: Sequence[Message], ask: bool) -> str:
         """Turns as paragraphs; the answer follows on the line that asks for it, then the end-of-text token."""
         end = self.tokenizer.eos_token or ""
-        start = self.tokenizer.bos_token if getattr(self.tokenizer, "add_bos_token", False) else ""
         turns = [
             f" {message['content']}{end if last and not ask else ''}" if message["role"] == "assistant"
             else ("\n\n" if index else "") + message["content"]
             for index, (message, last) in enumerate(zip(messages, [*[False] * (len(messages) - 1), True], strict=True))
         ]  # fmt: skip
-        return (start or "") + "".join(turns)
+        return self.opening + "".join(turns)
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """(token ids, character spans) of each rendered text; nothing is added, the template said it all."""
@@ -81,3 +85,9 @@ class Layout:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def opening_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """The token that opens every text, for tokenizers that add one."""
+    added = tokenizer("")["input_ids"]
+    return tuple(added[:1]) if added and added[0] == tokenizer.bos_token_id else ()

@@ -173,7 +173,10 @@ class Recipe(Part):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder.")
     seed: Seed = Field(0, description="Every random choice follows from it.")
-    model: str = Field("smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file.")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Starter name, hub id (a revision may follow it: owner/name@revision), folder or GGUF file.",
+    )
     attention: Literal["auto", "grouped", "dense", "padded"] = Field(
         "auto", description="Token forest backend; `auto` is `grouped` for proven families, else `padded`."
     )

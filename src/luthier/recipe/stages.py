@@ -209,7 +209,10 @@ class TrainRecipe(Part):
 
     name: str = Field("train", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder.")
     seed: Seed = Field(0, description="Every random choice follows from it.")
-    model: str = Field("smollm2-135m-instruct", description="Starter name, hub id, folder or GGUF file.")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Starter name, hub id (a revision may follow it: owner/name@revision), folder or GGUF file.",
+    )
     attention: Literal["auto", "grouped", "dense", "padded"] = Field("auto", description="As for a run.")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As for a run.")
     stages: list[Stage] = Field(min_length=1, description="The stages, in order.")

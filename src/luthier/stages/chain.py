@@ -21,6 +21,8 @@ from typing import Any
 from torch import nn
 
 from luthier.adapters import folded, joined, name_base_model
+from luthier.adapters.stack import unstackable
+from luthier.errors import ModelError
 from luthier.files import content_hash, new_folder, sha256, write_json, write_text
 from luthier.models import LoadedModel, load_model, public_name, save_model
 from luthier.processes import first_goes_first
@@ -93,6 +95,20 @@ def start_stage(
         return Start(cached(learner, stage.tune, folder / "states", model.precision), model, None)
     learner = new_learner(model, stage.tune.adapter, seed, attention, heads)
     return Start(cached(learner, stage.tune, folder / "states", model.precision), model, below)
+
+
+def refuse_unstackable(start: Start, family: str, stage: Stage, following: Stage | None) -> None:
+    """ModelError where a stage's adapter could not be saved as one with what is below it, or with what comes above."""
+    stacks = following is not None and following.start == "stack" and following.tune.adapter.kind != "none"
+    upper = stage if start.below is not None and not isinstance(start.learner, ProbeLearner) else following
+    special = unstackable(start.learner.wrapper)
+    if not special or upper is None or (upper is following and not stacks):
+        return
+    raise ModelError(
+        f"stage {upper.name}: start: stack would save one adapter for it and the stages before, and LoRA as it stands "
+        f'in this "{family}" model is more than plain products ({", ".join(special)}), which do not add up to one. Set '
+        "start: merge for that stage, or start: continue to train the same adapter on."
+    )
 
 
 def merged_model(before: Left, folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from luthier.recipe.training import NOT_OF_RESULTS
 from luthier.run_folder import code_hash, read_mark
 from luthier.runtime import reset_peak_memory
 from luthier.stages.beside import account, account_unread, rows_of
-from luthier.stages.chain import Left, Start, start_stage
+from luthier.stages.chain import Left, Start, refuse_unstackable, start_stage
 from luthier.stages.cutting import cut
 from luthier.stages.figures import figure_values, group_of, plain, training_values, verdict
 from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_heads
@@ -38,6 +39,7 @@ from luthier.stages.reference import with_reference
 from luthier.stages.rows import StageRows, gather, reason_lines, refuse_losses, viewed_rows
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
+from luthier.stages.suits import refuse_unread
 from luthier.stages.teaching import taught_examples, taught_rows, teaching_key
 from luthier.training.cached import refuse_varying
 from luthier.training.checkpoint import History, Progress
@@ -115,6 +117,12 @@ class StageRun:
         return Dialogue(layout, asking.layout, asking.system)
 
     @property
+    def following(self) -> Stage | None:
+        """The stage after this one."""
+        stages = self.whole.recipe.stages
+        return next((after for one, after in pairwise(stages) if one.name == self.stage.name), None)
+
+    @property
     def left(self) -> Left:
         """What the next stage starts from."""
         merged = self.folder / "model"
@@ -167,6 +175,7 @@ class StageRun:
         start = start_stage(
             self.stage, self.before, self.folder, heads, (recipe.seed, recipe.attention, recipe.precision)
         )
+        refuse_unstackable(start, self.whole.model.family, self.stage, self.following)
         settle_heads(self, start.learner, fresh)
         parts = self.made = self.examples(start)
         plan = plan_of(self, start, parts)
@@ -226,6 +235,7 @@ class StageRun:
         for name in self.parts_read:
             viewed = viewed_rows(self.method, self.prompt, getattr(self.rows, name), name, self.rows.ledger)
             parts[name] = self.fitting(viewed, name, longest)
+            refuse_unread(parts[name], self.whole.model)
             account(self.rows.ledger, name, getattr(self.rows, name), (viewed, parts[name]), longest)
             if isinstance(self.method, Passing):
                 account_unread(self.rows.ledger, name, getattr(self.rows, name), viewed, self.method.passed)

@@ -9,6 +9,8 @@ from luthier.adapters.qlora import refuse_missing
 from luthier.adapters.virtual import refuse_encoder
 from luthier.errors import ModelError, RecipeError, TrainingError
 from luthier.forest.encoders import HEADS, PERMUTED
+from luthier.forest.forward import lacking, num_embeddings
+from luthier.methods.base import Example
 from luthier.models import LoadedModel
 from luthier.recipe.adapters import Qlora
 from luthier.recipe.stages import TrainRecipe
@@ -80,3 +82,12 @@ def kind_problem(method: Any, model: LoadedModel) -> str | None:
         f"{method.kind} needs a decoder, which writes text from left to right; {what}. Use {instead} or a head "
         "(classify, tag, ...), or give a decoder as model."
     )
+
+
+def refuse_unread(examples: list[Example], model: LoadedModel) -> None:
+    """ModelError for a token of an example that the model has no embedding of."""
+    rows = num_embeddings(model.model)
+    number = max((token for example in examples for sequence in example.sequences for token in sequence.tokens),
+                 default=0)  # fmt: skip
+    if number >= rows:
+        raise ModelError(f"model {model.name}: {lacking(number, rows, model.tokenizer.convert_ids_to_tokens(number))}")

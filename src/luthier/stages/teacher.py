@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save
 from luthier.adapters import folded
 from luthier.errors import ModelError
 from luthier.files import content_hash, open_aside, sha256, write_json
-from luthier.forest.forward import choose_backend, cooled, hidden_states, output_head, set_backend
+from luthier.forest.forward import choose_backend, cooled, hidden_states, set_backend
 from luthier.forest.head import top_logprobs
+from luthier.forest.output import output_head
 from luthier.methods.base import Candidates, Example, make_batch, split_by_tokens
 from luthier.models import LoadedModel, load_model
 from luthier.models.load import folder_hash, load_tokenizer
@@ -88,7 +89,7 @@ class LocalTeacher:
         head = cooled(output_head(model), temperature)
         bias = None if head.bias_V is None else head.bias_V[: self.vocabulary]
         tokens_RK, logprobs_RK = top_logprobs(
-            hidden_ND[torch.from_numpy(rows).to(device)],
+            head.read(hidden_ND[torch.from_numpy(rows).to(device)]),
             head.weight_VD[: self.vocabulary],
             bias,
             self.settings.top_k,

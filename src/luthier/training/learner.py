@@ -14,7 +14,8 @@ from luthier.adapters import WEIGHTS, Plain, add_adapter, fuse, kind_of, load_ad
 from luthier.errors import ModelError
 from luthier.files import require_whole
 from luthier.forest.encoders import is_encoder
-from luthier.forest.forward import choose_backend, hidden_states, logprobs, output_head, readout, set_backend
+from luthier.forest.forward import choose_backend, hidden_states, logprobs, readout, set_backend
+from luthier.forest.output import output_head
 from luthier.forest.tree import Forest
 from luthier.forest.virtual import virtual_of
 from luthier.methods.base import MAIN, Batch, Example, Outputs, make_batch, split_by_tokens
@@ -109,7 +110,8 @@ class Learner(nn.Module):
         learnt, whole = self.sizes()
         of_heads = sum(num_numbers(found) for name, found in self.trained().items() if name.startswith("heads."))
         heads = f", {of_heads:,} of them in {'the head' if len(self.heads) == 1 else 'heads'}" if of_heads else ""
-        return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads})."
+        left_out: str = getattr(self.wrapper, "left_out", "")
+        return f"{learnt:,} of {whole:,} parameters learn ({learnt / whole:.2%}{heads}).{left_out}"
 
     def save(self, folder: Path) -> None:
         """The adapter in its own format, where there is one, and the heads as safetensors beside it."""

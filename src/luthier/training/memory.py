@@ -89,10 +89,14 @@ class Room:
         return self.training.memory.predict and num_processes() == 1 and type(self.learner) is not ProbeLearner
 
     def predict(self, rows: Rows) -> None:
-        """Two trial steps, and what follows from them."""
+        """Two trial steps, and what follows from them; nothing of a model whose sizes are not told."""
+        try:
+            shape = shape_of(self.learner)
+        except TrainingError as error:
+            self.say(f"The memory that this takes is not predicted: {error}.")
+            return
         steps = rows.heaviest()
         meter = meter_for(self.learner.device)
-        shape = shape_of(self.learner)
         prediction = calibrated(self.learner, self.objective, self.training, steps, meter)
         if prediction is None:
             return

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.errors import TrainingError
 from luthier.forest.head import CHUNK_ELEMENTS
 from luthier.recipe.memory import Memory
 from luthier.training.learner import Learner
@@ -51,21 +52,38 @@ class Load:
 
 
 def shape_of(learner: Learner) -> Shape:
-    """The sizes of a learner's model, from its configuration; families name them differently."""
+    """The sizes of a learner's model, from its configuration; families name them differently.
+
+    Raises:
+        TrainingError: a configuration that does not tell them.
+    """
     whole: Any = learner.lm.config
     config = whole.get_text_config()
-    hidden = int(config.hidden_size)
-    heads = int(getattr(config, "num_attention_heads", 1))
-    width = int(getattr(config, "head_dim", None) or hidden // heads)
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    mlp = int(getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden)
+    hidden = size_of(config, "hidden_size")
+    heads = size_of(config, "num_attention_heads") or 1
+    width = size_of(config, "head_dim") or hidden // heads
+    key_heads = size_of(config, "num_key_value_heads") or heads
+    mlp = size_of(config, "intermediate_size") or size_of(config, "n_inner") or 4 * hidden
     gated = any(name.endswith("up_proj") for name, _ in learner.lm.named_modules())
-    vocabulary = int(getattr(config, "vocab_size", 0))
+    vocabulary = size_of(config, "vocab_size")
     item_bytes = next(learner.lm.parameters()).element_size()
-    layers = int(config.num_hidden_layers)
+    layers = size_of(config, "num_hidden_layers")
+    if not (hidden and layers):
+        raise TrainingError(f"the configuration of a {whole.model_type} does not tell its width or number of layers")
     top: Any = getattr(learner.lm, "get_output_embeddings", lambda: None)()
     trains_head = top is not None and any(parameter.requires_grad for parameter in top.parameters())
     return Shape(layers, hidden, heads * width, key_heads * width, mlp, gated, vocabulary, item_bytes, trains_head)
+
+
+def size_of(config: Any, name: str) -> int:
+    """A size in a configuration, 0 where it has none; that of the first layer where layers differ."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers' configurations whose layers differ (Gemma 4) do not guess which is meant
+        value = getattr(config.per_layer_config[0], name, None)
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    return value if isinstance(value, int) else 0
 
 
 def layer_elements(shape: Shape) -> int:
