@@ -290,6 +290,14 @@ def test_classify_figures():
     assert found == {"accuracy": pytest.approx(1 / 3)}, "a label that is not known is wrong"
 
 
+def test_a_label_is_given_from_its_threshold_on():
+    method = MultiLabelHead(settings=MultiLabel(threshold=0.5), labels=("a", "b"), label_weights=(1.0,) * 2)
+    assert method.answer(float64([0.0, -1e-9])) == {
+        "labels": ["a"],
+        "probabilities": {"a": 0.5, "b": pytest.approx(0.5)},
+    }
+
+
 def test_multilabel_figures_equal_scikit_learn():
     """Micro-F1 and subset accuracy; labels that are not known are missed ones."""
     method = MultiLabelHead(settings=MultiLabel(threshold=0.6), labels=("a", "b", "c"), label_weights=(1.0,) * 3)

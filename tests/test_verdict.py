@@ -133,6 +133,27 @@ def test_worse_whatever_the_size() -> None:
     assert decide_pair(7000, 560, 700, 1740).code == VerdictCode.WORSE
 
 
+def test_a_gain_just_worth_having_is_worth_having() -> None:
+    """25 : 5 of 1,000 are +2 points, p < 0.001."""
+    assert decide_pair(600, 25, 5, 370, minimum_gain=0.02).code == VerdictCode.BETTER
+    assert decide_pair(600, 25, 5, 370, minimum_gain=0.0201).code == VerdictCode.NO_DIFFERENCE
+
+
+def test_a_gain_at_which_the_interval_ends_is_not_ruled_out() -> None:
+    high = paired_difference(210, 200, 4000, 0.95).high
+    assert decide_pair(3000, 210, 200, 590, minimum_gain=high).sentence.startswith("Too few test rows to tell: ")
+    above = float(np.nextafter(high, 1))
+    assert decide_pair(3000, 210, 200, 590, minimum_gain=above).sentence.startswith("No gain worth having: ")
+
+
+def test_as_many_rows_as_are_needed_are_enough() -> None:
+    """14 : 6 of 100, p = 0.12; the gain worth having is one that just 100 rows show, and one that 101 do."""
+    share = wilson(20, 100, 0.6).high
+    gains = {rows_needed(gain, share): float(gain) for gain in np.linspace(0.12, 0.15, 1000)}
+    assert decide_pair(60, 14, 6, 20, minimum_gain=gains[100]).code == VerdictCode.NO_DIFFERENCE
+    assert decide_pair(60, 14, 6, 20, minimum_gain=gains[101]).code == VerdictCode.TOO_FEW_ROWS
+
+
 def test_a_gain_worth_having_is_ruled_out() -> None:
     # 210 : 200 of 4,000: +0.25 points, standard error sqrt(410) / 4000 = 0.5; 2,108 rows would do
     found = decide_pair(3000, 210, 200, 590)
