@@ -8,7 +8,6 @@ from types import FrameType, TracebackType
 from luthier.stopped import Stopped
 
 INTERRUPTED = 128 + signal.SIGINT  # exit codes, as a shell gives them
-TERMINATED = 128 + signal.SIGTERM
 
 
 class Stop:

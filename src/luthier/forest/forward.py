@@ -36,7 +36,6 @@ PROVEN_FAMILIES = frozenset(
         "smollm3",
     ]
 )
-BACKENDS = ("grouped", "dense", "padded")
 
 
 @dataclass(frozen=True)
