@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from luthier.corpus.shapes.base import Row, RowShape, has, refuse_extras, text_in
 from luthier.corpus.shapes.checks import Refused
 from luthier.corpus.shapes.thumbs import read_boolean
@@ -26,6 +24,7 @@ from luthier.corpus.shapes.turns import (
     read_prompt,
     read_turns,
     turns_as_rows,
+    untrained,
 )
 from luthier.records import Completion, Conversation, Message, Preference, Prompt, Rating, Record, Source
 
@@ -101,11 +100,6 @@ class TrlConversational(Trl):
                 "label": record.good,
             }
         return {"prompt": prompt, "chosen": turns_as_rows(record.chosen), "rejected": turns_as_rows(record.rejected)}
-
-
-def untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A prompt's turns as part of a conversation: TRL trains on the completion only."""
-    return tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in turns)
 
 
 def weightless(turns: tuple[Message, ...]) -> list[dict[str, object]]:

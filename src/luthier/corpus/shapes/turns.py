@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from luthier.corpus.shapes.base import Row, type_name
@@ -137,6 +138,11 @@ def plain_answer(turns: Sequence[Message], shape: str, instead: str = "") -> str
 def asked(instruction: str, context: str) -> str:
     """An instruction and its context as one user's turn."""
     return f"{instruction}\n\n{context}" if context.strip() else instruction
+
+
+def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """A prompt's turns in a conversation: the assistant's own are not trained on, as only the answer was given."""
+    return tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in turns)
 
 
 def parted(
