@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from luthier.training.checkpoint import History
 
@@ -72,6 +72,23 @@ class Losses:
     validated_last: float
     best_step: int
     fall: float
+
+
+def history_values(history: History) -> dict[str, Any]:
+    """What a training took and what its curves say, as JSON values."""
+    return {
+        "seconds": history.seconds,
+        "validation_seconds": history.validation_seconds,
+        "steps": history.step,
+        "planned_steps": history.num_steps,
+        "fit": asdict(reading(history)),
+        "best_step": history.best_step,
+        "trained_tokens": history.trained_tokens,
+        "computed_tokens": history.computed_tokens,
+        "sequence_tokens": history.sequence_tokens,
+        "padded_tokens": history.padded_tokens,
+        "curve": {"train": history.train, "validation": history.validation},
+    }
 
 
 def judged(losses: Losses) -> tuple[Code, str]:
