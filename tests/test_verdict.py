@@ -43,14 +43,14 @@ def test_comparison_by_hand() -> None:
     tuned, tfidf = paired_rows(4, 5, 1, 2)
     (comparison,) = compare(tuned, {"tfidf": tfidf}, 0.95)
     assert comparison == Comparison(
-        arm="tfidf",
-        reference="tuned",
+        arm="tuned",
+        reference="tfidf",
         difference=4 / 12,
         interval=paired_difference(5, 1, 12, 0.95),
         p=14 / 64,
         p_holm=14 / 64,
-        only_reference=5,
-        only_arm=1,
+        only_arm=5,
+        only_reference=1,
         n=12,
     )
     assert comparison.discordant_share == 6 / 12
@@ -61,7 +61,7 @@ def test_holm_runs_over_all_arms_and_order_is_kept() -> None:
     tuned, near = paired_rows(80, 14, 4, 2)
     far = np.zeros(100, bool)
     near_first = compare(tuned, {"near": near, "far": far}, 0.95)
-    assert [comparison.arm for comparison in near_first] == ["near", "far"]
+    assert [comparison.reference for comparison in near_first] == ["near", "far"]
     p_near, p_far = mcnemar_exact(14, 4), mcnemar_exact(94, 0)
     assert [comparison.p for comparison in near_first] == pytest.approx([p_near, p_far])
     assert [comparison.p_holm for comparison in near_first] == pytest.approx([p_near, 2 * p_far])
@@ -74,10 +74,10 @@ def test_an_arm_is_judged_alike_whichever_others_ran() -> None:
     assert (alone.interval, alone.p) == (beside.interval, beside.p)
 
 
-def test_the_reference_is_the_tuned_arm_else_the_best() -> None:
+def test_the_tuned_arm_else_the_best_is_compared_with_the_others() -> None:
     worst, best = paired_rows(10, 0, 20, 10)
-    assert {row.reference for row in compare_arms({"best": best, "tuned": worst}, 0.95)} == {"tuned"}
-    assert {row.reference for row in compare_arms({"worst": worst, "best": best}, 0.95)} == {"best"}
+    assert {row.arm for row in compare_arms({"best": best, "tuned": worst}, 0.95)} == {"tuned"}
+    assert {row.arm for row in compare_arms({"worst": worst, "best": best}, 0.95)} == {"best"}
 
 
 def test_the_rival_is_the_most_accurate_arm_and_of_equals_the_hardest_to_tell_apart() -> None:
@@ -88,7 +88,7 @@ def test_the_rival_is_the_most_accurate_arm_and_of_equals_the_hardest_to_tell_ap
     rivals = {"weak": weak, "far": far, "near": near}
     assert far.sum() == near.sum() == 28
     # 2 : 0 has p = 0.5, 6 : 4 has p = 0.75
-    assert strongest_rival(compare(tuned, rivals, 0.95)).arm == "far"
+    assert strongest_rival(compare(tuned, rivals, 0.95)).reference == "far"
 
 
 # --- the rules, one by one

@@ -74,23 +74,6 @@ class Losses:
     fall: float
 
 
-def history_values(history: History) -> dict[str, Any]:
-    """What a training took and what its curves say, as JSON values."""
-    return {
-        "seconds": history.seconds,
-        "validation_seconds": history.validation_seconds,
-        "steps": history.step,
-        "planned_steps": history.num_steps,
-        "fit": asdict(reading(history)),
-        "best_step": history.best_step,
-        "trained_tokens": history.trained_tokens,
-        "computed_tokens": history.computed_tokens,
-        "sequence_tokens": history.sequence_tokens,
-        "padded_tokens": history.padded_tokens,
-        "curve": {"train": history.train, "validation": history.validation},
-    }
-
-
 def judged(losses: Losses) -> tuple[Code, str]:
     """The first of the rules that holds, in words."""
     low, end = losses.validated_best, losses.validated_last
@@ -132,3 +115,20 @@ def late_fall(validation: Curve, num_steps: int) -> float:
     """The fall of the validation loss since the last validation in the first three quarters, as a share of that."""
     early = [entry["loss"] for entry in validation if entry["step"] <= 0.75 * num_steps]
     return (early[-1] - validation[-1]["loss"]) / abs(early[-1]) if early and early[-1] else 0.0
+
+
+def history_values(history: History) -> dict[str, Any]:
+    """What a training took and what its curves say, as JSON values."""
+    return {
+        "seconds": history.seconds,
+        "validation_seconds": history.validation_seconds,
+        "steps": history.step,
+        "planned_steps": history.num_steps,
+        "fit": asdict(reading(history)),
+        "best_step": history.best_step,
+        "trained_tokens": history.trained_tokens,
+        "computed_tokens": history.computed_tokens,
+        "sequence_tokens": history.sequence_tokens,
+        "padded_tokens": history.padded_tokens,
+        "curve": {"train": history.train, "validation": history.validation},
+    }
