@@ -268,6 +268,11 @@ def test_thresholds_by_hand():
     assert head(float64([2.0, 9.0])).tolist() == [pytest.approx([3.0, 2.0, 0.0], abs=1e-12)]
 
 
+def test_a_text_as_likely_above_a_threshold_as_below_stays_below():
+    method = OrdinalHead(settings=Ordinal(labels=list("abc")))
+    assert method.given(torch.tensor([[0.0, -1.0], [1e-9, 0.0], [2.0, 1e-9]])).tolist() == [0, 1, 2]
+
+
 def test_a_fresh_ordinal_head_has_its_thresholds_one_apart_around_zero():
     head = OrdinalHead(settings=Ordinal(labels=list("abcde"))).heads(8)["main"]
     assert head(torch.zeros(1, 8)).tolist() == [pytest.approx([1.5, 0.5, -0.5, -1.5], abs=1e-6)]
