@@ -120,6 +120,32 @@ def test_a_short_test_text_counts_as_a_whole_only():
     assert audit([document(f"{FILLER} {tiny}")], [document(tiny, 1, "test")], PLAIN).hits == []
 
 
+@pytest.mark.parametrize("num_words", range(8, PLAIN.ngram_words))
+def test_every_length_of_a_short_test_text_is_looked_for(num_words):
+    short = " ".join(f"w{number}" for number in range(num_words))
+    hit = only(audit([document(f"{FILLER} {short} {FILLER}")], [document(short, 1, "test")], PLAIN))
+    assert (hit.how, hit.num_words, hit.train_text) == ("short text", num_words, short)
+
+
+def test_one_text_of_five_words_among_others_is_the_same_text_and_one_of_four_is_not():
+    for shared, expected in (("Write me a short poem", {"same text": 1}), ("Write me a poem", {})):
+        train, test = (
+            Instruction(shared, "", "Roses are red.", at(1)),
+            Instruction(shared, "", "Violets.", at(1, "test")),
+        )
+        assert audit([train], [test], PLAIN).counts() == expected
+
+
+@pytest.mark.parametrize(("first", "between", "then"), [(13, 1, 30), (30, 1, 13), (30, 5, 13)])
+def test_of_two_runs_in_the_same_texts_the_longer_one_is_shown_whole(first, between, then):
+    """Both stand at the same distance in the two texts, so the second begins where the first was followed to."""
+    one, other = ([f"{name}{number}" for number in range(first + between + then)] for name in "ab")
+    other[:first], other[first + between :] = one[:first], one[first + between :]
+    hit = only(audit([document(" ".join(one))], [document(" ".join(other), 1, "test")], PLAIN))
+    start = 0 if first > then else first + between
+    assert (hit.how, hit.num_words, hit.train_text) == ("shared run", 30, " ".join(one[start : start + 30]))
+
+
 def test_a_near_copy_has_its_similarity():
     words = [f"w{number}" for number in range(120)]
     changed = [f"x{number}" if number % 12 == 6 and number < 48 else word for number, word in enumerate(words)]
@@ -168,6 +194,17 @@ def test_an_instruction_that_all_test_rows_share_is_named_and_not_counted():
     ]
     same_field = audit([Instruction("Write a poem of four lines", "", "mine", at(1))], instructions, PLAIN)
     assert (same_field.hits, same_field.templates) == ([], ("Write a poem of four lines",))
+
+
+def test_a_run_that_ends_in_an_instruction_that_all_rows_share_is_not_counted():
+    """Twelve words of the row and the first of the instruction are thirteen words, and no evidence."""
+    template = "Read the following newspaper headline with care and then say which one of the topics fits"
+    own = " ".join(f"own{n}" for n in range(13))
+    tests = [document(f"number{n}: {template}", n, "test") for n in range(TEMPLATE_RECORDS)]
+    tests.append(document(f"{own} {template}", TEMPLATE_RECORDS, "test"))
+    twelve = document(f"{own.removeprefix('own0 ')} {template.split()[0]} something else altogether")
+    assert audit([twelve], tests, PLAIN).hits == []
+    assert only(audit([document(f"{own} and on it goes")], tests, PLAIN)).num_words == 13
 
 
 def test_hits_of_one_record_are_limited_and_counted():

@@ -8,7 +8,7 @@ import pytest
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.lines import Line, Problem
 from luthier.corpus.rows import LIMITS, read_input
-from luthier.corpus.shapes import SHAPES, conll_text, detect, looks_like_conll, read_conll
+from luthier.corpus.shapes import SHAPES, conll_text, detect, read_conll
 from luthier.errors import DataError
 from luthier.recipe.corpus import Input
 from luthier.records import Conversation, Labelled, Message, Preference, Ranking, Rating, Source, Tagged
@@ -121,14 +121,6 @@ def test_conll_text():
     assert conll_text(Tagged(("New York",), ("B-X",), HERE)) == Problem(
         "white_space", 'word 1 ("New York" with "B-X") holds white space, which parts columns.'
     )
-
-
-def test_what_looks_like_conll():
-    assert looks_like_conll(["-DOCSTART- O", "", "EU NNP B-ORG", "rejects VBZ O"])
-    assert looks_like_conll(["the DT", "bow NN"])
-    assert not looks_like_conll(["A line of text.", "Another line of text."])
-    assert not looks_like_conll(["a O", "b c O"])
-    assert not looks_like_conll([])
 
 
 def test_rows_of_words_and_tags():

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.corpus.lines import Problem
-from luthier.corpus.templates import Template, hash_layout, to_conversation
+from luthier.corpus.templates import Template, hash_layout
 from luthier.errors import DataError
-from luthier.records import Completion, Conversation, Instruction, Labelled, Message, Preference, Source
+from luthier.records import Completion, Instruction, Labelled, Message, Preference, Source
 
 SOURCE = Source("a.jsonl", 3)
 ROW = Instruction("Add the numbers.", "2 and 3", "5", SOURCE)
@@ -233,14 +233,3 @@ def test_the_list_of_filters_holds_none_that_cannot_be_named() -> None:
 def test_templates_too_long_or_too_deep() -> None:
     assert refusal("x" * 100_001) == "the prompt template is longer than 100,000 characters. Shorten it."
     assert "nested too deeply or not valid" in refusal("{{ " + "(" * 20_000 + " }}")
-
-
-# --- turns ---------------------------------------------------------------------------------------------
-
-
-def test_instructions_and_completions_become_turns() -> None:
-    user, answer = Message("user", "Add the numbers.\n\n2 and 3"), Message("assistant", "5")
-    assert to_conversation(ROW) == Conversation((user, answer), SOURCE)
-    assert to_conversation(ROW, "Be brief.").messages == (Message("system", "Be brief."), user, answer)
-    assert to_conversation(replace(ROW, context=" ")).messages[0] == Message("user", "Add the numbers.")
-    assert to_conversation(Completion("2+3=", "5", SOURCE)).messages == (Message("user", "2+3="), answer)

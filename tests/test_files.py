@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from luthier import run_folder
 from luthier.errors import RunError
 from luthier.files import (
     check_folder,
@@ -22,6 +23,7 @@ from luthier.files import (
     write_json,
     write_text,
 )
+from luthier.run_folder import RunFolder
 
 ON_FULL = "the disk is full. Free some space and run the same command again: it goes on where it stopped."
 CAUSES = [
@@ -172,6 +174,25 @@ def test_a_closed_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(RunError, match="no permission to write there"):
         write_text(tmp_path / "a.txt", "x")
+
+
+def test_a_stage_is_done_again_for_other_inputs_and_other_code(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    counted = iter(range(9))
+
+    def done(inputs):
+        return folder.stage("arm", inputs, lambda: next(counted))
+
+    assert [done("a"), done("a"), done("b"), done("b")] == [(0, False), (0, True), (1, False), (1, True)]
+    assert folder.done("arm", "b") and not folder.done("arm", "a")
+    monkeypatch.setattr(run_folder, "code_hash", lambda: "another version")
+    assert not folder.done("arm", "b")
+    assert [done("b"), done("b")] == [(2, False), (2, True)]
+
+
+def test_the_hash_of_the_code_is_that_of_the_packages_asked_for():
+    parts = [run_folder.code_hash(*packages) for packages in ((), ("forest",), ("report",), ("forest", "report"))]
+    assert len(set(parts)) == 4
 
 
 def test_content_hash_goes_by_content():

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from families import plain_logprobs, tiny_model
+from families import SMALL, plain_logprobs, tiny_model
 from luthier.forest.forward import set_backend
-from luthier.generation.engine import generate
+from luthier.generation.engine import generate, next_tokens
 from luthier.generation.sampling import Draw, Sampling, cut_distribution, pick
 from luthier.records import Sequence
 
@@ -60,6 +61,11 @@ def test_temperature_is_a_power_of_the_probabilities():
     cool, plain = cut_distribution(logits, [Sampling(temperature=0.5), Sampling(temperature=1.0)]).tolist()
     assert cool == pytest.approx([1 / 30, 16 / 30, 4 / 30, 9 / 30])
     assert plain == pytest.approx([0.1, 0.4, 0.2, 0.3])
+
+
+def test_top_p_that_the_first_tokens_hold_exactly_is_reached():
+    logits = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
+    assert cut_distribution(logits, [Sampling(temperature=1.0, top_p=0.5)])[0].tolist() == [1, 0, 0]
 
 
 def test_equally_likely_tokens_rank_by_index():
@@ -117,8 +123,9 @@ def test_greedy_forest_decodes_as_transformers_does():
     assert generate(model, PROMPTS, 8, {2}, "padded") == replies
 
 
-def test_sampled_forest_decodes_as_the_plain_model_does():
-    model = forest_model()
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_sampled_forest_decodes_as_the_plain_model_does(family):
+    model = forest_model(family)
     draws = draws_of(PROMPTS)
     replies = generate(model, PROMPTS, 8, {2}, "grouped", draws)
     set_backend(model, "padded")
@@ -127,6 +134,33 @@ def test_sampled_forest_decodes_as_the_plain_model_does():
     mixed = generate(model, PROMPTS, 8, {2}, "padded", greedy_first)
     assert mixed[0] == generate(model, PROMPTS[:1], 8, {2}, "padded")[0]
     assert mixed[1:] == replies[1:]
+
+
+SMALL_HEADS = {
+    "a cap": hf.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5),
+    "a divisor": hf.GraniteConfig(**SMALL, logits_scaling=8.0),
+    "a factor": hf.CohereConfig(**SMALL, logit_scale=0.0625),
+    "a bias": hf.PhiConfig(**SMALL),
+}
+
+
+@pytest.mark.parametrize("head", SMALL_HEADS)
+@torch.no_grad()
+def test_tokens_are_drawn_from_the_logits_of_the_model(head):
+    """A cap, a scale and a bias change no most likely token, or seldom, but every distribution."""
+    torch.manual_seed(3)
+    model = hf.AutoModelForCausalLM.from_config(SMALL_HEADS[head]).double().eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    tokens = torch.tensor([PROMPTS[3]])
+    seen = []
+    chooser = type("Chooser", (), {"choose": lambda self, logits, rows: seen.append(logits) or logits.argmax(-1)})()
+    hidden_SD = model.base_model(tokens).last_hidden_state[0]
+    next_tokens(model, hidden_SD, chooser, list(range(6)))
+    plain = model(tokens).logits[0]
+    torch.testing.assert_close(seen[0], plain)
+    weight = model.get_output_embeddings().weight
+    assert not torch.allclose(hidden_SD @ weight.T, plain, atol=0.01)  # the head does something
 
 
 def test_what_a_prompt_gets_does_not_depend_on_its_batch():

@@ -269,6 +269,11 @@ def test_thresholds_by_hand():
     assert head(float64([2.0, 9.0])).tolist() == [pytest.approx([3.0, 2.0, 0.0], abs=1e-12)]
 
 
+def test_a_text_as_likely_above_a_threshold_as_below_stays_below():
+    method = OrdinalHead(settings=Ordinal(labels=list("abc")))
+    assert method.given(torch.tensor([[0.0, -1.0], [1e-9, 0.0], [2.0, 1e-9]])).tolist() == [0, 1, 2]
+
+
 def test_a_fresh_ordinal_head_has_its_thresholds_one_apart_around_zero():
     head = OrdinalHead(settings=Ordinal(labels=list("abcde"))).heads(8)["main"]
     assert head(torch.zeros(1, 8)).tolist() == [pytest.approx([1.5, 0.5, -0.5, -1.5], abs=1e-6)]
@@ -298,6 +303,14 @@ def test_macro_f1_of_a_classifier_equals_scikit_learn():
     logits[:, 3] = -9.0  # d is never given and never gold: it has no part in the mean
     found = figures(method, logits, batch_of([(g,) for g in gold]))
     assert found["macro_f1"] == pytest.approx(f1_score(gold, logits.argmax(1), average="macro", zero_division=0))
+
+
+def test_a_label_is_given_from_its_threshold_on():
+    method = MultiLabelHead(settings=MultiLabel(threshold=0.5), labels=("a", "b"), label_weights=(1.0,) * 2)
+    assert method.answer(float64([0.0, -1e-9])) == {
+        "labels": ["a"],
+        "probabilities": {"a": 0.5, "b": pytest.approx(0.5)},
+    }
 
 
 def test_multilabel_figures_equal_scikit_learn():

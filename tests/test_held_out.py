@@ -180,6 +180,12 @@ def test_p_is_uniform_where_nothing_changed_and_small_where_it_did():
     assert change_p(same, same, 99, 0) == 1.0
 
 
+def test_the_seed_decides_which_signs_are_flipped():
+    rows = drawn(5, gain=0.05)
+    assert len({change_p(*rows, 99, seed) for seed in range(5)}) > 1
+    assert change_p(*rows, 99, 3) == change_p(*rows, 99, 3)
+
+
 def test_p_of_a_ratio_whose_denominator_changes():
     """F1's way: the denominators move as well. By hand: r = 10 / 20, differences 1 - 0.5 * 2 = 0 and 1 - 0.5 * 0 = 1.
 

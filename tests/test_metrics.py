@@ -11,7 +11,6 @@ from sklearn import metrics as sk
 from luthier.evaluation.metrics import (
     ClassScores,
     ReliabilityBin,
-    RiskCoveragePoint,
     accuracy,
     accuracy_on_covered,
     apply_temperature,
@@ -25,7 +24,6 @@ from luthier.evaluation.metrics import (
     macro_f1,
     per_class,
     reliability_table,
-    risk_coverage,
 )
 
 # three labels; row 3 is confused, row 5 has no answer
@@ -174,7 +172,6 @@ def test_a_calibrated_model_has_a_small_error(binning) -> None:
 
 def test_a_float32_confidence_just_above_one_is_one() -> None:
     confidence, right = np.array([1.0000001, 0.5], np.float32), np.array([True, False])
-    assert risk_coverage(confidence, right)[0] == RiskCoveragePoint(1.0, 0.5, 0.0)
     assert [row.high for row in reliability_table(confidence, right)] == [0.5, 1.0]
     assert expected_calibration_error(confidence, right) == 0.25
 
@@ -200,16 +197,6 @@ def test_brier_and_log_loss_equal_scikit_learn(seed: int) -> None:
     labels = list(range(5))
     assert brier_score(probabilities, gold) == pytest.approx(sk.brier_score_loss(gold, probabilities, labels=labels))
     assert log_loss(probabilities, gold) == pytest.approx(sk.log_loss(gold, probabilities, labels=labels))
-
-
-def test_risk_coverage_by_hand() -> None:
-    assert risk_coverage(CONFIDENCE, RIGHT) == [
-        RiskCoveragePoint(0.95, pytest.approx(2 / 6), 1 / 2),
-        RiskCoveragePoint(0.85, pytest.approx(3 / 6), pytest.approx(1 / 3)),
-        RiskCoveragePoint(0.75, pytest.approx(4 / 6), 1 / 4),
-        RiskCoveragePoint(0.65, pytest.approx(5 / 6), pytest.approx(2 / 5)),
-        RiskCoveragePoint(0.55, 1.0, pytest.approx(2 / 6)),
-    ]
 
 
 # --- temperature
@@ -269,7 +256,6 @@ ROWS_NEEDED = "0 rows: at least one scored row is needed."
         (lambda: macro_f1(NONE, NONE, 3), ROWS_NEEDED),
         (lambda: balanced_accuracy(NONE, NONE, 3), ROWS_NEEDED),
         (lambda: expected_calibration_error(NONE, NONE, 10, "equal_mass"), ROWS_NEEDED),
-        (lambda: risk_coverage(NONE, NONE), ROWS_NEEDED),
         (lambda: brier_score(np.empty((0, 2)), NONE), ROWS_NEEDED),
         (lambda: fit_temperature(np.empty((0, 2)), NONE), ROWS_NEEDED),
         (
@@ -284,7 +270,7 @@ ROWS_NEEDED = "0 rows: at least one scored row is needed."
             "num_bins is 0; at least one is needed.",
         ),
         (
-            lambda: risk_coverage(np.array([1.2]), np.array([True])),
+            lambda: reliability_table(np.array([1.2]), np.array([True])),
             "a confidence lies outside 0 to 1, or is not a number; it is a probability.",
         ),
         (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.errors import RecipeError, TrainingError
-from luthier.recipe import parse_recipe
+from luthier.recipe import Lora, Tune, parse_recipe
 from luthier.recipe.optimizers import Adafactor, Adam, Adam8bit, AdamW, GaLore, Lion, Muon, RmsProp, Sgd
 from luthier.recipe.schedules import (
     Constant,
@@ -17,7 +17,7 @@ from luthier.recipe.schedules import (
     Restarts,
     Wsd,
 )
-from luthier.training.optimizers import FOR_MATRICES, MAKERS, make_optimizer
+from luthier.training.optimizers import FOR_MATRICES, MAKERS, Place, make_optimizer, peak_of
 from luthier.training.schedules import SHAPES, Schedule, schedule_of
 from test_training import Training, assert_equal_tensors, losses, what_happened
 from test_training import tune_of as plain_tune
@@ -186,6 +186,20 @@ def test_eight_bits_are_near_adamw_with_a_quarter_of_the_memory():
 def names_by(optimizer, learner, key):
     names = {id(parameter): name for name, parameter in learner.trained().items()}
     return {names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_each_parameter_has_the_peak_rate_of_its_place():
+    """A head its own whatever lies above it; B sixteen times that of A; each layer further down half of it."""
+    training = Tune(learning_rate=1e-3, head_learning_rate=2e-2, layer_rate_factor=0.5, adapter=Lora(lora_plus=16.0))
+    peaks = [
+        peak_of(Place(name, True, depth=depth), training)
+        for name, depth in (
+            ("heads.main.weight", 3),
+            ("q_proj.lora_A.default.weight", 0),
+            ("q_proj.lora_B.default.weight", 2),
+        )
+    ]
+    assert peaks == pytest.approx([2e-2, 1e-3, 4e-3])
 
 
 def test_embeddings_norms_and_vectors_have_no_decay(tiny_path):

@@ -217,6 +217,30 @@ def test_a_template_that_refuses_the_conversation_says_why():
         prompt_with("{{ raise_exception('No users here') }}").encode(["law"])
 
 
+@pytest.mark.parametrize("shots", [(), (("a goal", "SPORTS"), ("a goal", "SPORTS"))], ids=["no shots", "same shots"])
+def test_a_head_reads_the_last_question_from_its_first_token_on(shots):
+    """Also where a worked example, or the instruction, says the same."""
+    prompt = prompt_with(instruction="As here. Text: a goal\nCategory:").with_(shots=shots)
+    ((tokens, start),) = prompt.encode_readable(["a goal"])
+    read = prompt.layout.tokenizer.decode(tokens[start:])
+    assert read == "Text: a goal\nCategory:<|im_end|>\n<|im_start|>assistant\n"
+    assert tokens == prompt.encode(["a goal"])[0]
+
+
+def test_everything_the_model_sees_around_a_text_is_in_the_key():
+    prompt = prompt_with()
+    others = [
+        prompt.with_(shots=(("a goal", "SPORTS"),)),
+        prompt.with_(shots=(("a law", "POLITICS"),)),
+        prompt.with_(instruction="Sort the text."),
+        prompt.with_(lists_labels=False),
+        prompt_with(text_name="Headline"),
+        prompt_with(FIRST_ANSWERED),
+    ]
+    assert len({prompt.key, *(other.key for other in others)}) == 7
+    assert prompt_with().key == prompt.key
+
+
 # --- reading a reply -------------------------------------------------------------------------------------------
 
 PARSED = [
@@ -238,6 +262,8 @@ PARSED = [
     ("I would need to see the whole text first", None, Outcome.PARSE_FAILED),
     ("sportswear", None, Outcome.OUT_OF_ONTOLOGY),
     ("Weather", None, Outcome.OUT_OF_ONTOLOGY),
+    ("Weather of the day", None, Outcome.OUT_OF_ONTOLOGY),  # four words may be meant as a label, five are a sentence
+    ("Weather of the last day", None, Outcome.PARSE_FAILED),
     ("UNABLE_TO_CLASSIFY", None, Outcome.ABSTAINED),
     ("Unable to classify.", None, Outcome.ABSTAINED),
 ]

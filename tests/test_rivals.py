@@ -158,6 +158,13 @@ def test_each_word_has_its_usual_tag_and_a_new_one_that_of_rare_words():
     assert said(method, found) == ["D", "V", "N"]
 
 
+def test_a_new_word_gets_the_tag_of_words_that_stand_once_whatever_the_others_have():
+    rows = [tagged("the goal law", "D N N"), tagged("the goal law", "D N N"), tagged("the run", "D V")]
+    method = TagHead(settings=Tag(scheme="plain")).fitted(rows)
+    assert said(method, usual_tags(method, rows, 0.0)([tagged("vote", "V")])[0]) == ["V"]
+    assert said(method, usual_tags(method, rows[:2], 0.0)([tagged("vote", "V")])[0]) == ["N"]  # none stands once
+
+
 def test_a_tag_that_the_method_has_not_is_said_as_o():
     """It can come from validation rows, on which rivals are fitted again."""
     method = TagHead().fitted([tagged("a b", "B-C O")])

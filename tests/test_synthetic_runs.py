@@ -239,3 +239,8 @@ def test_local_names_the_model_not_its_folder(tiny, tiny_path):
     assert local.name == tiny_path.name
     assert local.identity == f"local {tiny.sha256}"
     assert local.stop == {2}  # the tiny template's end of turn, which is its end of text too
+
+
+def test_local_replies_end_where_the_models_own_settings_say_too(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", [2, 7])
+    assert LocalGenerator(tiny).stop == {2, 7}

@@ -43,14 +43,14 @@ def test_comparison_by_hand() -> None:
     tuned, tfidf = paired_rows(4, 5, 1, 2)
     (comparison,) = compare(tuned, {"tfidf": tfidf}, 0.95)
     assert comparison == Comparison(
-        arm="tfidf",
-        reference="tuned",
+        arm="tuned",
+        reference="tfidf",
         difference=4 / 12,
         interval=paired_difference(5, 1, 12, 0.95),
         p=14 / 64,
         p_holm=14 / 64,
-        only_reference=5,
-        only_arm=1,
+        only_arm=5,
+        only_reference=1,
         n=12,
     )
     assert comparison.discordant_share == 6 / 12
@@ -61,7 +61,7 @@ def test_holm_runs_over_all_arms_and_order_is_kept() -> None:
     tuned, near = paired_rows(80, 14, 4, 2)
     far = np.zeros(100, bool)
     near_first = compare(tuned, {"near": near, "far": far}, 0.95)
-    assert [comparison.arm for comparison in near_first] == ["near", "far"]
+    assert [comparison.reference for comparison in near_first] == ["near", "far"]
     p_near, p_far = mcnemar_exact(14, 4), mcnemar_exact(94, 0)
     assert [comparison.p for comparison in near_first] == pytest.approx([p_near, p_far])
     assert [comparison.p_holm for comparison in near_first] == pytest.approx([p_near, 2 * p_far])
@@ -74,10 +74,10 @@ def test_an_arm_is_judged_alike_whichever_others_ran() -> None:
     assert (alone.interval, alone.p) == (beside.interval, beside.p)
 
 
-def test_the_reference_is_the_tuned_arm_else_the_best() -> None:
+def test_the_tuned_arm_else_the_best_is_compared_with_the_others() -> None:
     worst, best = paired_rows(10, 0, 20, 10)
-    assert {row.reference for row in compare_arms({"best": best, "tuned": worst}, 0.95)} == {"tuned"}
-    assert {row.reference for row in compare_arms({"worst": worst, "best": best}, 0.95)} == {"best"}
+    assert {row.arm for row in compare_arms({"best": best, "tuned": worst}, 0.95)} == {"tuned"}
+    assert {row.arm for row in compare_arms({"worst": worst, "best": best}, 0.95)} == {"best"}
 
 
 def test_the_rival_is_the_most_accurate_arm_and_of_equals_the_hardest_to_tell_apart() -> None:
@@ -88,7 +88,7 @@ def test_the_rival_is_the_most_accurate_arm_and_of_equals_the_hardest_to_tell_ap
     rivals = {"weak": weak, "far": far, "near": near}
     assert far.sum() == near.sum() == 28
     # 2 : 0 has p = 0.5, 6 : 4 has p = 0.75
-    assert strongest_rival(compare(tuned, rivals, 0.95)).arm == "far"
+    assert strongest_rival(compare(tuned, rivals, 0.95)).reference == "far"
 
 
 # --- the rules, one by one
@@ -131,6 +131,27 @@ def test_worse_whatever_the_size() -> None:
     assert found.sentence.startswith("Do not fine-tune: on 800 test rows, tuned 53.8% ")
     assert "difference -11.2 points [-14." in found.sentence
     assert decide_pair(7000, 560, 700, 1740).code == VerdictCode.WORSE
+
+
+def test_a_gain_just_worth_having_is_worth_having() -> None:
+    """25 : 5 of 1,000 are +2 points, p < 0.001."""
+    assert decide_pair(600, 25, 5, 370, minimum_gain=0.02).code == VerdictCode.BETTER
+    assert decide_pair(600, 25, 5, 370, minimum_gain=0.0201).code == VerdictCode.NO_DIFFERENCE
+
+
+def test_a_gain_at_which_the_interval_ends_is_not_ruled_out() -> None:
+    high = paired_difference(210, 200, 4000, 0.95).high
+    assert decide_pair(3000, 210, 200, 590, minimum_gain=high).sentence.startswith("Too few test rows to tell: ")
+    above = float(np.nextafter(high, 1))
+    assert decide_pair(3000, 210, 200, 590, minimum_gain=above).sentence.startswith("No gain worth having: ")
+
+
+def test_as_many_rows_as_are_needed_are_enough() -> None:
+    """14 : 6 of 100, p = 0.12; the gain worth having is one that just 100 rows show, and one that 101 do."""
+    share = wilson(20, 100, 0.6).high
+    gains = {rows_needed(gain, share): float(gain) for gain in np.linspace(0.12, 0.15, 1000)}
+    assert decide_pair(60, 14, 6, 20, minimum_gain=gains[100]).code == VerdictCode.NO_DIFFERENCE
+    assert decide_pair(60, 14, 6, 20, minimum_gain=gains[101]).code == VerdictCode.TOO_FEW_ROWS
 
 
 def test_a_gain_worth_having_is_ruled_out() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from luthier.recipe import Probe, Recipe, Tune
 from luthier.runtime import peak_memory_bytes, reset_peak_memory
 from luthier.training.cached import cached
 from luthier.training.checkpoint import History, Progress
-from luthier.training.curves import reading
+from luthier.training.curves import history_values
 from luthier.training.learner import Learner, calibrate_head, label_head, new_learner, unloaded
 from luthier.training.loop import planned, train
 from luthier.training.memory import read_memory
 from luthier.training.probe import ProbeLearner
 
 REFIT = "refit"
+# of both trainings together, where there are two
+SUMMED = ("seconds", "trained_tokens", "computed_tokens", "sequence_tokens", "padded_tokens")
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,14 @@ class Fitting:
             "method": method.name,
             "temperature": temperature,
             "refit": {"steps": again.num_steps, "rows": len(training + validation)} if tune.refit else None,
-            "seconds": sum(part.seconds for part in done),
-            "validation_seconds": history.validation_seconds,
-            "steps": history.step,
-            "planned_steps": history.num_steps,
-            "fit": asdict(reading(history)),
-            "best_step": history.best_step,
+            **history_values(history),
+            **{name: sum(getattr(part, name) for part in done) for name in SUMMED},
             "rows": len(training),
             "epochs": min(tune.epochs, planned(tune, len(training))[0] / len(training)),
-            "trained_tokens": sum(part.trained_tokens for part in done),
-            "computed_tokens": sum(part.computed_tokens for part in done),
-            "sequence_tokens": sum(part.sequence_tokens for part in done),
-            "padded_tokens": sum(part.padded_tokens for part in done),
             "peak_rss_bytes": peak_memory_bytes(),
             "memory": read_memory(self.folder),
             "trainable_parameters": trained,
             "total_parameters": whole,
-            "curve": {"train": history.train, "validation": history.validation},
         }
 
     def fit(

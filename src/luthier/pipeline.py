@@ -39,7 +39,7 @@ from luthier.recipe import Data, Recipe, dump_recipe, load_recipe
 from luthier.recipe.reading import RecipeSource
 from luthier.recipe.template import ChatTemplate
 from luthier.recipe.training import NOT_OF_RESULTS
-from luthier.records import Ledger, Outcome, Prediction
+from luthier.records import Ledger
 from luthier.report.data_page import write_data_page
 from luthier.result import build_result
 from luthier.run_folder import RunFolder
@@ -393,19 +393,6 @@ class Pipeline:
 def store(result: ArmResult) -> dict[str, Any]:
     """An arm's result as JSON values."""
     return asdict(result)
-
-
-def restore_predictions(value: dict[str, Any]) -> list[Prediction]:
-    """Predictions of a stored arm."""
-    return [
-        Prediction(
-            row["label"],
-            Outcome(row["outcome"]),
-            None if row["probabilities"] is None else tuple(row["probabilities"]),
-            row["reply"],
-        )
-        for row in value["predictions"]
-    ]
 
 
 def dropped_notes(ledger: Ledger) -> list[str]:

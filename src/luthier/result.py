@@ -211,15 +211,15 @@ def probability_figures(
 def comparison_values(item: Comparison) -> dict[str, Any]:
     """One paired comparison: `arm` minus `reference`, positive where `arm` (the tuned one) is better."""
     return {
-        "arm": item.reference,
-        "reference": item.arm,
+        "arm": item.arm,
+        "reference": item.reference,
         "difference": item.difference,
         "low": item.interval.low,
         "high": item.interval.high,
         "p": item.p,
         "p_holm": item.p_holm,
-        "only_arm": item.only_reference,
-        "only_reference": item.only_arm,
+        "only_arm": item.only_arm,
+        "only_reference": item.only_reference,
         "n": item.n,
     }
 

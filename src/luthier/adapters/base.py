@@ -16,12 +16,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-class Wrapper(Protocol):
-    """A model with an adapter in place, as PEFT's wrappers are: `base_model.model` is the transformers model."""
-
-    base_model: Any
-
-
 class AdapterKind(Protocol):
     """One kind of adapter. `peft_type` is what its adapter_config.json says it is.
 

@@ -24,8 +24,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(metavar="RECIPE|FILES...", help="A recipe (YAML), or files, folders, globs.", show_default=False),
 ]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the text, of plain columns.", show_default=False)]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the label, of plain columns.", show_default=False)]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the text, of plain columns.", show_default=False)]
 OutFolder = Annotated[Path, typer.Option(help="Folder to write.", show_default=False)]
 
 

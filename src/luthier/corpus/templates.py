@@ -29,9 +29,6 @@ from luthier.records import (
     INSTRUCTION_HEADING,
     RESPONSE_HEADING,
     Completion,
-    Conversation,
-    Instruction,
-    Message,
     Record,
     Source,
 )
@@ -108,17 +105,6 @@ class Template:
 def hash_layout() -> Template:
     """The Instruction / Context / Response layout with hash headings; an empty context has no heading."""
     return Template(HASH_PROMPT, HASH_COMPLETION)
-
-
-def to_conversation(record: Instruction | Completion, system: str = "") -> Conversation:
-    """The record as turns, for a model with a chat template: context below the instruction, the system's text first."""
-    if isinstance(record, Instruction):
-        question = "\n\n".join(text for text in (record.instruction, record.context) if text.strip())
-        answer = record.response
-    else:
-        question, answer = record.prompt, record.completion
-    start = (Message("system", system),) if system else ()
-    return Conversation((*start, Message("user", question), Message("assistant", answer)), record.source)
 
 
 # --- compiling and errors ------------------------------------------------------------------------------

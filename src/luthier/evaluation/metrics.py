@@ -47,15 +47,6 @@ class ReliabilityBin:
     count: int
 
 
-@dataclass(frozen=True)
-class RiskCoveragePoint:
-    """Answering only rows of at least `threshold` confidence: the share answered, and wrong among them."""
-
-    threshold: float
-    coverage: float
-    risk: float
-
-
 def confusion_matrix(gold_B: Indices, predicted_B: Indices, num_labels: int) -> Indices:
     """Counts of (gold, predicted), shape (L, L + 1); the last column is "no answer"."""
     gold_B, predicted_B = check_labels(gold_B, predicted_B)
@@ -188,24 +179,6 @@ def log_loss(probabilities_BL: Floats, gold_B: Indices) -> float:
     probabilities_BL, gold_B = check_probabilities(probabilities_BL, gold_B)
     of_gold_B = probabilities_BL[np.arange(len(gold_B)), gold_B]
     return float(-np.mean(np.log(np.clip(of_gold_B, SMALLEST_PROBABILITY, 1.0))))
-
-
-def risk_coverage(confidence_B: Floats, correct_B: Correct) -> list[RiskCoveragePoint]:
-    """One point for each distinct confidence, highest first (El-Yaniv and Wiener 2010).
-
-    coverage = rows at or above the threshold / B, risk = wrong among them / rows among them. The last point
-    answers everything.
-    """
-    confidence_B, correct_B = check_confidence(confidence_B, correct_B)
-    order_B = np.argsort(-confidence_B, kind="stable")
-    sorted_B = confidence_B[order_B]
-    wrong_B = np.cumsum(~correct_B[order_B])
-    lasts = np.flatnonzero(np.append(sorted_B[1:] != sorted_B[:-1], True))
-    n = len(sorted_B)
-    return [
-        RiskCoveragePoint(float(sorted_B[last]), float((last + 1) / n), float(wrong_B[last] / (last + 1)))
-        for last in lasts
-    ]
 
 
 def fit_temperature(log_probs_BL: Floats, gold_B: Indices) -> float:

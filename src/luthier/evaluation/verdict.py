@@ -29,11 +29,11 @@ ASSURANCE = 0.8
 
 @dataclass(frozen=True)
 class Comparison:
-    """The reference arm against one other arm on the same n rows.
+    """One arm, the tuned one or else the best, held against another, the reference, on the same n rows.
 
-    `difference` is accuracy(reference) - accuracy(arm), `interval` Tango's score interval (not widened for
-    several arms), `p` McNemar's exact p and `p_holm` the same adjusted over all comparisons. `only_reference` and
-    `only_arm` count the rows that just one of the two has right.
+    `difference` is accuracy(arm) - accuracy(reference), `interval` Tango's score interval (not widened for
+    several references), `p` McNemar's exact p and `p_holm` the same adjusted over all comparisons. `only_arm` and
+    `only_reference` count the rows that just one of the two has right.
     """
 
     arm: str
@@ -42,18 +42,18 @@ class Comparison:
     interval: Interval
     p: float
     p_holm: float
-    only_reference: int
     only_arm: int
+    only_reference: int
     n: int
 
     @property
     def discordant_share(self) -> float:
         """Share of the rows that exactly one of the two arms has right."""
-        return (self.only_reference + self.only_arm) / self.n
+        return (self.only_arm + self.only_reference) / self.n
 
 
 class VerdictCode(StrEnum):
-    """What the test rows say of the reference arm against the strongest other arm."""
+    """What the test rows say of the tuned arm, or else the best, against the strongest other arm."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -74,49 +74,49 @@ def compare_arms(correct: Mapping[str, Correct], confidence: float) -> list[Comp
     """Compare the tuned arm, or the best arm where none was tuned, with every other arm of the run."""
     if not correct:
         raise ValueError("no arm ran; there is nothing to compare.")
-    reference = TUNED if TUNED in correct else max(correct, key=lambda arm: float(np.mean(correct[arm])))
-    others = {arm: rows for arm, rows in correct.items() if arm != reference}
-    return compare(correct[reference], others, confidence, reference)
+    arm = TUNED if TUNED in correct else max(correct, key=lambda name: float(np.mean(correct[name])))
+    references = {name: rows for name, rows in correct.items() if name != arm}
+    return compare(correct[arm], references, confidence, arm)
 
 
 def compare(
-    reference_correct_B: Correct,
-    others: Mapping[str, Correct],
+    arm_correct_B: Correct,
+    references: Mapping[str, Correct],
     confidence: float,
-    reference: str = TUNED,
+    arm: str = TUNED,
 ) -> list[Comparison]:
-    """The reference against each other arm: exact McNemar, score interval, Holm over all of them."""
-    reference_B = np.asarray(reference_correct_B, dtype=np.bool_)
-    wins = {arm: discordant_counts(reference, reference_B, arm, rows) for arm, rows in others.items()}
-    n = len(reference_B)
+    """One arm against each other one: exact McNemar, score interval, Holm over all of them."""
+    arm_B = np.asarray(arm_correct_B, dtype=np.bool_)
+    wins = {name: discordant_counts(arm, arm_B, name, rows) for name, rows in references.items()}
+    n = len(arm_B)
     p_values = [mcnemar_exact(*counts) for counts in wins.values()]
     adjusted = holm(p_values)
     return [
         Comparison(
             arm=arm,
             reference=reference,
-            difference=(only_reference - only_arm) / n,
-            interval=paired_difference(only_reference, only_arm, n, confidence),
+            difference=(only_arm - only_reference) / n,
+            interval=paired_difference(only_arm, only_reference, n, confidence),
             p=p,
             p_holm=p_holm,
-            only_reference=only_reference,
             only_arm=only_arm,
+            only_reference=only_reference,
             n=n,
         )
-        for (arm, (only_reference, only_arm)), p, p_holm in zip(wins.items(), p_values, adjusted, strict=True)
+        for (reference, (only_arm, only_reference)), p, p_holm in zip(wins.items(), p_values, adjusted, strict=True)
     ]
 
 
-def discordant_counts(reference: str, reference_B: Correct, arm: str, arm_B: Correct) -> tuple[int, int]:
-    """Rows that only the reference and only the arm has right."""
-    arm_B = np.asarray(arm_B, dtype=np.bool_)
-    if arm_B.shape != reference_B.shape:
+def discordant_counts(arm: str, arm_B: Correct, reference: str, reference_B: Correct) -> tuple[int, int]:
+    """Rows that only the arm and only the reference has right."""
+    reference_B = np.asarray(reference_B, dtype=np.bool_)
+    if reference_B.shape != arm_B.shape:
         raise ValueError(
-            f"{arm} has {arm_B.size} rows, {reference} has {reference_B.size}; every arm must answer the same rows."
+            f"{reference} has {reference_B.size} rows, {arm} has {arm_B.size}; every arm must answer the same rows."
         )
-    if not reference_B.size:
-        raise ValueError(f"{reference} has 0 rows: at least one scored row is needed.")
-    return int(np.sum(reference_B & ~arm_B)), int(np.sum(arm_B & ~reference_B))
+    if not arm_B.size:
+        raise ValueError(f"{arm} has 0 rows: at least one scored row is needed.")
+    return int(np.sum(arm_B & ~reference_B)), int(np.sum(reference_B & ~arm_B))
 
 
 def verdict(
@@ -170,14 +170,14 @@ def judge(primary: Comparison, confidence: float, planned: float, minimum_gain: 
 
     `planned` is the confidence that Holm asks of this comparison.
     """
-    tuned = primary.reference == TUNED
+    tuned = primary.arm == TUNED
     worthwhile = f"the gain you called worth having ({points(minimum_gain)})"
     if primary.p_holm < 1 - confidence:
         if primary.difference < 0:
-            return VerdictCode.WORSE, "Do not fine-tune" if tuned else f"{primary.reference} is worse", ""
+            return VerdictCode.WORSE, "Do not fine-tune" if tuned else f"{primary.arm} is worse", ""
         if primary.difference >= minimum_gain:
-            return VerdictCode.BETTER, "Fine-tune" if tuned else f"{primary.reference} is the best arm", ""
-        name = "Fine-tuning" if tuned else primary.reference
+            return VerdictCode.BETTER, "Fine-tune" if tuned else f"{primary.arm} is the best arm", ""
+        name = "Fine-tuning" if tuned else primary.arm
         return VerdictCode.NO_DIFFERENCE, f"{name} is better, but by less than {worthwhile}", ""
     if rules_out(primary, minimum_gain):
         opening = "No gain worth having" if tuned else "No arm stands out"
@@ -201,7 +201,7 @@ def rows_for(primary: Comparison, gain: float, planned: float) -> int:
     less of it, never ask for fewer. A gain needs at least its own share of discordant rows, whatever these had.
     """
     gain = gain or abs(primary.difference)
-    num_discordant = primary.only_reference + primary.only_arm
+    num_discordant = primary.only_arm + primary.only_reference
     share = wilson(num_discordant, primary.n, 2 * ASSURANCE - 1).high
     return rows_needed(gain, max(share, gain), planned) if gain else 0
 
@@ -218,13 +218,13 @@ def advice(primary: Comparison, minimum_gain: float, num_needed: int, planned: f
 
 def numbers(primary: Comparison, correct: Mapping[str, Correct], confidence: float) -> str:
     """Both accuracies, the difference and the p value, each with its interval."""
-    rival = "the strongest other arm" if primary.reference == TUNED else "the second best"
+    rival = "the strongest other arm" if primary.arm == TUNED else "the second best"
     adjusted = "Holm-adjusted " if primary.p_holm != primary.p else ""
     rows = f"{primary.n:,} test row{'' if primary.n == 1 else 's'}"
     difference = f"{100 * primary.difference:+.1f} points {bounds(primary.interval)}"
     return (
-        f"on {rows}, {with_accuracy(primary.reference, correct, confidence)} against "
-        f"{with_accuracy(primary.arm, correct, confidence)}, {rival}; difference {difference}, "
+        f"on {rows}, {with_accuracy(primary.arm, correct, confidence)} against "
+        f"{with_accuracy(primary.reference, correct, confidence)}, {rival}; difference {difference}, "
         f"{adjusted}{p_text(primary.p_holm)} ({100 * confidence:g}% intervals)"
     )
 

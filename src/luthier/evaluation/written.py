@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from luthier.generation.engine import generate
+from luthier.generation.engine import end_tokens, generate
 from luthier.prompts import ClassifyPrompt
 from luthier.records import Labelled, Outcome, Prediction
 
@@ -51,8 +51,8 @@ def parsed(prompt: ClassifyPrompt, reply: str) -> Prediction:
 
 
 def stop_tokens(model: nn.Module, prompt: ClassifyPrompt) -> set[int]:
-    """Tokens that end an answer: the model's end-of-text, and what ends the turn in its own template."""
+    """Tokens that end an answer: the model's and the tokenizer's end-of-text, and what ends the template's turn."""
     tokenizer = prompt.layout.tokenizer
     answered = prompt.encode_answered(["x"], [prompt.task.labels[0]])[0]
     stops = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    return stops | ({answered.tokens[-1]} if answered.ends_turn else set())
+    return end_tokens(model) | stops | ({answered.tokens[-1]} if answered.ends_turn else set())

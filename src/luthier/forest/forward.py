@@ -36,7 +36,6 @@ PROVEN_FAMILIES = frozenset(
         "smollm3",
     ]
 )
-BACKENDS = ("grouped", "dense", "padded")
 
 
 def choose_backend(model: nn.Module, wanted: str = "auto") -> tuple[str, str | None]:

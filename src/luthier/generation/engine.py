@@ -97,6 +97,12 @@ def next_tokens(head: Head, hidden_SD: Tensor, chooser: Chooser | None, rows: li
     return logits.argmax(-1) if chooser is None else chooser.choose(logits, rows)
 
 
+def end_tokens(model: nn.Module) -> set[int]:
+    """Tokens that end a text by the model's own generation settings: none, one or several."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set() if found is None else {found} if isinstance(found, int) else set(found)
+
+
 def generate_plain(model: nn.Module, prompt: tuple[int, ...], max_tokens: int, stop: Collection[int]) -> list[int]:
     """One prompt through transformers' own decoding."""
     lm: Any = model

@@ -5,11 +5,11 @@ A kind is a section here and a file in `luthier/adapters/`; `kind` names it in a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from luthier.recipe.base import Kind
+from luthier.recipe.base import Kind, kind_or
 
 Targets = list[str] | Literal["all-linear"]
 Activation = Literal["relu", "gelu", "silu", "tanh"]
@@ -302,13 +302,7 @@ class Probe(AdapterKeys):
 KINDS: tuple[type[AdapterKeys], ...] = (Lora, Qlora, Full, Ia3, Prompt, Prefix, Bottleneck, Sparse, Probe)
 
 
-def with_kind(values: Any) -> Any:
-    """A kind by its name alone; without a name it is lora."""
-    if isinstance(values, str):
-        return {"kind": values}
-    return {"kind": "lora", **values} if isinstance(values, dict) else values
-
-
+with_kind = kind_or("lora")
 AdapterSettings = Annotated[
     Lora | Qlora | Full | Ia3 | Prompt | Prefix | Bottleneck | Sparse | Probe, Field(discriminator="kind")
 ]

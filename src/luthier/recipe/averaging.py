@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from luthier.recipe.base import Kind, Part
+from luthier.recipe.base import Kind, Part, kind_or
 
 
 class NoAverage(Kind):
@@ -43,12 +43,5 @@ class Stop(Part):
     min_change: float = Field(0.0, ge=0, strict=False, description="A validation is better by more than this.")
 
 
-def with_kind(values: Any) -> Any:
-    """A kind by its name alone; without a name it is ema."""
-    if isinstance(values, str):
-        return {"kind": values}
-    return {"kind": "ema", **values} if isinstance(values, dict) else values
-
-
 AveragingSettings = Annotated[NoAverage | Ema | Swa, Field(discriminator="kind")]
-Averaging = Annotated[AveragingSettings, BeforeValidator(with_kind)]
+Averaging = Annotated[AveragingSettings, BeforeValidator(kind_or("ema"))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, get_args
 
@@ -41,6 +41,17 @@ class Kind(Part):
     """One of several sections that may stand under a key; its `kind` says which."""
 
     kind: str
+
+
+def kind_or(default: str) -> Callable[[Any], Any]:
+    """What lets one of several sections be given by its kind alone; without a kind it is the default one."""
+
+    def with_kind(values: Any) -> Any:
+        if isinstance(values, str):
+            return {"kind": values}
+        return {"kind": default, **values} if isinstance(values, dict) else values
+
+    return with_kind
 
 
 def explain(item: Any, root: type[BaseModel]) -> str:

@@ -6,11 +6,11 @@ rate and `tune.weight_decay` as their decay.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from luthier.recipe.base import Kind
+from luthier.recipe.base import Kind, kind_or
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Small = Annotated[float, Field(gt=0, strict=False)]  # YAML reads 1e-8 as a text
@@ -117,14 +117,7 @@ class GaLore(Kind):
     eps: Small = Field(1e-8, description="Added to the root of the mean squared gradient.")
 
 
-def with_kind(values: Any) -> Any:
-    """A kind by its name alone; without a name it is adamw."""
-    if isinstance(values, str):
-        return {"kind": values}
-    return {"kind": "adamw", **values} if isinstance(values, dict) else values
-
-
 OptimizerSettings = Annotated[
     AdamW | Adam | Adam8bit | Sgd | RmsProp | Adafactor | Lion | Muon | GaLore, Field(discriminator="kind")
 ]
-Optimizer = Annotated[OptimizerSettings, BeforeValidator(with_kind)]
+Optimizer = Annotated[OptimizerSettings, BeforeValidator(kind_or("adamw"))]

@@ -6,11 +6,11 @@ are shares of the steps after the warm-up (`tune.warmup_share`), so that a sched
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from luthier.recipe.base import Kind
+from luthier.recipe.base import Kind, kind_or
 
 Floor = Annotated[float, Field(ge=0, lt=1)]
 FLOOR = "What is left of the peak rate at the end."
@@ -73,14 +73,7 @@ class Plateau(Kind):
     final_share: Floor = Field(0.0, description="Never below this share of the peak rate.")
 
 
-def with_kind(values: Any) -> Any:
-    """A kind by its name alone; without a name it is cosine."""
-    if isinstance(values, str):
-        return {"kind": values}
-    return {"kind": "cosine", **values} if isinstance(values, dict) else values
-
-
 ScheduleSettings = Annotated[
     Constant | Linear | Cosine | Restarts | Wsd | InverseSqrt | Plateau, Field(discriminator="kind")
 ]
-LearningRateSchedule = Annotated[ScheduleSettings, BeforeValidator(with_kind)]
+LearningRateSchedule = Annotated[ScheduleSettings, BeforeValidator(kind_or("cosine"))]

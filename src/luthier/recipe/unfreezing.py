@@ -7,11 +7,11 @@ then the layers from the top, last the embeddings. A kind is a section here and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from luthier.recipe.base import Kind
+from luthier.recipe.base import Kind, kind_or
 
 if TYPE_CHECKING:
     from luthier.recipe.training import Training
@@ -56,15 +56,8 @@ class ThawByPlateau(Thaw):
     min_change: float = Field(0.0, ge=0, strict=False, description="A validation is better by more than this.")
 
 
-def with_kind(values: Any) -> Any:
-    """A kind by its name alone; without a name it is share."""
-    if isinstance(values, str):
-        return {"kind": values}
-    return {"kind": "share", **values} if isinstance(values, dict) else values
-
-
 UnfreezingSettings = Annotated[NoThaw | ThawByShare | ThawByEpochs | ThawByPlateau, Field(discriminator="kind")]
-Unfreezing = Annotated[UnfreezingSettings, BeforeValidator(with_kind)]
+Unfreezing = Annotated[UnfreezingSettings, BeforeValidator(kind_or("share"))]
 
 
 def layer_problems(training: Training, where: str, validated: bool) -> list[str]:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from luthier.report import charts
 from luthier.report.histogram import Histogram, histogram_plot
 from luthier.report.numbers import count, duration, percent, size, words
-from luthier.report.page import NARROW, WIDE, save_page
+from luthier.report.page import NARROW, WIDE, rendered, save_page
 
 Values = dict[str, Any]
 
@@ -50,17 +49,7 @@ def write_data_page(path: str | Path, ledger: Values) -> None:
 
 def render_data_page(ledger: Values) -> str:
     """The HTML text of a ledger: one file that loads nothing."""
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=count, percent=percent, duration=duration, size=size, words=words)
-    styles = (folder / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("data_page.html").render(data_view(ledger), styles=styles)
+    return rendered("data_page.html", data_view(ledger))
 
 
 # What the page shows

@@ -15,7 +15,7 @@ from luthier.recipe import Judge
 from luthier.runtime import peak_memory_bytes
 from luthier.stages.beside import add_rivals, moved_words, shown_word, verdict_beside
 from luthier.training.checkpoint import History
-from luthier.training.curves import reading
+from luthier.training.curves import history_values
 
 
 def figure_values(
@@ -41,20 +41,10 @@ def figure_values(
 def training_values(history: History, trainable_parameters: int, memory: dict[str, Any]) -> dict[str, Any]:
     """What training took. `memory`: what memory.json says of it."""
     return {
-        "seconds": history.seconds,
-        "validation_seconds": history.validation_seconds,
-        "steps": history.step,
-        "planned_steps": history.num_steps,
-        "fit": asdict(reading(history)),
-        "best_step": history.best_step,
-        "trained_tokens": history.trained_tokens,
-        "computed_tokens": history.computed_tokens,
-        "sequence_tokens": history.sequence_tokens,
-        "padded_tokens": history.padded_tokens,
+        **history_values(history),
         "peak_rss_bytes": peak_memory_bytes(),
         "memory": memory,
         "trainable_parameters": trainable_parameters,
-        "curve": {"train": history.train, "validation": history.validation},
     }
 
 

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as ManyOf
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -279,8 +279,3 @@ def reason_lines(ledger: Ledger) -> Iterator[str]:
         counts[row.reason] = counts.get(row.reason, 0) + 1
     for reason in sorted(counts, key=lambda name: -counts[name]):
         yield f"{counts[reason]:,} {reason} (first: {first[reason].source}: {first[reason].detail})"
-
-
-def ledger_row(row: Dropped) -> dict[str, Any]:
-    """A dropped row as JSON values."""
-    return {**asdict(row), "source": str(row.source)}

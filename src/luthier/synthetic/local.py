@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from luthier.forest.forward import choose_backend, set_backend
-from luthier.generation.engine import generate
+from luthier.generation.engine import end_tokens, generate
 from luthier.generation.sampling import Draw
 from luthier.models import LoadedModel, load_model
 from luthier.prompts import Layout
@@ -23,7 +23,7 @@ class LocalGenerator:
         self.layout = Layout(model.tokenizer)
         self.backend, self.note = choose_backend(model.model)
         set_backend(model.model, self.backend)
-        self.stop = stop_tokens(self.layout)
+        self.stop = end_tokens(model.model) | stop_tokens(self.layout)
 
     @classmethod
     def load(cls, name: str, batch_rows: int = 16) -> LocalGenerator:
@@ -79,7 +79,7 @@ def draw_of(request: Request) -> Draw:
 
 
 def stop_tokens(layout: Layout) -> set[int]:
-    """Tokens that end an answer: the model's end-of-text, and what follows an answer in its own chat template."""
+    """Tokens that end an answer: the tokenizer's end-of-text, and what follows an answer in its own chat template."""
     end = layout.tokenizer.eos_token_id
     stops = {int(end)} if end is not None else set()
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from luthier.training.checkpoint import History
 
@@ -115,3 +115,20 @@ def late_fall(validation: Curve, num_steps: int) -> float:
     """The fall of the validation loss since the last validation in the first three quarters, as a share of that."""
     early = [entry["loss"] for entry in validation if entry["step"] <= 0.75 * num_steps]
     return (early[-1] - validation[-1]["loss"]) / abs(early[-1]) if early and early[-1] else 0.0
+
+
+def history_values(history: History) -> dict[str, Any]:
+    """What a training took and what its curves say, as JSON values."""
+    return {
+        "seconds": history.seconds,
+        "validation_seconds": history.validation_seconds,
+        "steps": history.step,
+        "planned_steps": history.num_steps,
+        "fit": asdict(reading(history)),
+        "best_step": history.best_step,
+        "trained_tokens": history.trained_tokens,
+        "computed_tokens": history.computed_tokens,
+        "sequence_tokens": history.sequence_tokens,
+        "padded_tokens": history.padded_tokens,
+        "curve": {"train": history.train, "validation": history.validation},
+    }

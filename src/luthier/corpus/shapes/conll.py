@@ -158,11 +158,3 @@ def conll_text(record: Tagged) -> str | Problem:
             )
         lines.append(f"{word} {tag}")
     return "\n".join(lines) + "\n\n"
-
-
-def looks_like_conll(lines: Iterable[str]) -> bool:
-    """Whether the first lines of a text file are words with tags: short columns, one count, a tag in capitals last."""
-    rows = [line.split() for line in lines if line.strip() and not line.startswith((DOCUMENT_MARK, "#"))]
-    if len(rows) < 2 or len({len(row) for row in rows}) != 1 or not 2 <= len(rows[0]) <= 16:
-        return False
-    return all(re.fullmatch(r"O|[BIESLU]-\S+|[A-Z$.,:`'()#-]+", row[-1]) for row in rows)

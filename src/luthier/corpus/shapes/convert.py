@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any, Literal
 
 from luthier.corpus.lines import Problem
 from luthier.corpus.shapes.base import Shape, checked, siblings
 from luthier.corpus.shapes.checks import Refused
-from luthier.corpus.shapes.turns import asked, plain_answer, plain_prompt, spoken_only
+from luthier.corpus.shapes.turns import asked, plain_answer, plain_prompt, spoken_only, untrained
 from luthier.corpus.wire import KINDS, kind_of, whole_text
 from luthier.errors import DataError, did_you_mean
 from luthier.records import (
@@ -172,11 +171,6 @@ def liked(record: Rating) -> list[Record]:
     if not record.good:
         raise Refused("disliked", "an answer with a thumb down is nothing to imitate.")
     return [Conversation((*untrained(record.prompt), *answer_turn(record.answer)), record.source)]
-
-
-def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """A prompt's turns in a conversation: nobody judged the assistant's earlier ones, so they are not trained on."""
-    return tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in turns)
 
 
 CHANGES: dict[tuple[str, str], Callable[[Any], Sequence[Record]]] = {

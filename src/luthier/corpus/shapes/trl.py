@@ -32,6 +32,7 @@ from luthier.corpus.shapes.turns import (
     read_prompt,
     read_turns,
     turns_as_rows,
+    untrained,
 )
 from luthier.records import Completion, Conversation, Message, Preference, Prompt, Rating, Record, Source
 
@@ -118,11 +119,6 @@ class TrlConversational(Trl):
             }
         answers = {"chosen": turns_as_rows(record.chosen), "rejected": turns_as_rows(record.rejected)}
         return {"prompt": prompt, **answers, **tools_column(record.prompt)}
-
-
-def untrained(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """A prompt's turns as part of a conversation: TRL trains on the completion only."""
-    return tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in turns)
 
 
 def weightless(turns: tuple[Message, ...]) -> list[dict[str, object]]:

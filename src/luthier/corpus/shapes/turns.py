@@ -216,6 +216,11 @@ def completion(row: Row, prompt: tuple[Message, ...], source: Source) -> Complet
     return Conversation((*prompt, Message("assistant", text)), source)
 
 
+def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """A prompt's turns in a conversation: the assistant's own are not trained on, as only the answer was given."""
+    return tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in turns)
+
+
 def parted(
     chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.corpus.lines import Problem
-from luthier.corpus.shapes.convert import convert, untrained
+from luthier.corpus.shapes.convert import convert
+from luthier.corpus.shapes.turns import untrained
 from luthier.corpus.wire import key_of, kind_of
 from luthier.methods.base import Batch, Example, Outputs, Scores, bits_per_byte, sequence_logprobs, target_counts
 from luthier.prompts import Dialogue, PromptError
