@@ -243,7 +243,7 @@ def test_the_verdict_is_beside_the_rival(gain, p, n, higher, word):
     said = verdict_beside("entity_f1", higher, found, "crf", 0.95)
     assert said == (
         f"{word}: entity f1 0.7 beside 0.5 of crf on {n} held-out rows, difference {gain[0]:+.4g} "
-        f"[{gain[1]:+.4g}, {gain[2]:+.4g}]."
+        f"[{gain[1]:+.4g}, {gain[2]:+.4g}], p = {p:.3f}."
     )
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 NOTHING = "–"
+NUMBER = r"[+-]?(?:\d[\d,.]*(?:e[+-]?\d+)?|nan|inf)"  # in a sentence
 
 ARM_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -52,6 +53,11 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if value is not None and known(value) else NOTHING
 
 
+def level_words(confidence: float | None) -> str:
+    """0.95 as `95%`, 0.999 as `99.9%`."""
+    return f"{100 * confidence:g}%" if confidence is not None and known(confidence) else NOTHING
+
+
 def p_value(value: float | None) -> str:
     """Three decimals; smaller ones as a bound."""
     if value is None or not known(value):
@@ -85,6 +91,20 @@ def money(amount: float | None, most: int = 4) -> str:
         return f"< {10**-most:.{most}f}"
     decimals = min(max(1 - math.floor(math.log10(amount)), 2), most)
     return f"{amount:,.{decimals}f}"
+
+
+def price(amount: float | None, currency: str | None) -> str:
+    """`USD 0.0092`; nothing where there is no price."""
+    return f"{currency} {money(amount)}" if currency and amount is not None and known(amount) else ""
+
+
+def with_cost(text: str, amounts: Iterable[float | None], currency: str | None) -> str:
+    """`text`, and what all the amounts come to where each is known."""
+    listed = list(amounts)
+    if any(amount is None for amount in listed):
+        return text
+    paid = price(sum(amount for amount in listed if amount is not None), currency)
+    return f"{text}, {paid}" if paid else text
 
 
 def size(num_bytes: float | None) -> str:
@@ -132,6 +152,22 @@ def with_arm_names(sentence: str, arms: Iterable[str]) -> str:
         lambda found: in_sentence(found[0]) if found.start() else capital(in_sentence(found[0])),
         sentence,
     )
+
+
+def in_page_style(sentence: str) -> str:
+    """A sentence of the result with its numbers written as the page writes them.
+
+    `41.7 % [-2.0, 45.5]` as `41.7% (−2.0 to 45.5)`, `1.9 -> 1.5` as `1.9 → 1.5`.
+    """
+    told = re.sub(r"(?<=\d) %", "%", sentence)
+    told = re.sub(rf"\[({NUMBER}), ({NUMBER})\]", r"(\1 to \2)", told).replace(" -> ", " → ")
+    told = re.sub(r"\bp ([=<]) (?=\d)", "p\u00a0\\1\u00a0", told)  # never parted at the end of a line
+    return re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", told)
+
+
+def title_of(name: str) -> str:
+    """A name as the head of a column."""
+    return capital(words(name))
 
 
 def capital(text: str) -> str:

@@ -11,6 +11,7 @@ from luthier.corpus.lines import Problem
 from luthier.corpus.wire import key_of
 from luthier.evaluation.held_out import Figures, by_group, change, change_p, figure
 from luthier.evaluation.rivals import Beside
+from luthier.evaluation.verdict import p_text
 from luthier.methods.base import Example
 from luthier.records import Ledger
 from luthier.stages.rows import dropped
@@ -90,5 +91,5 @@ def verdict_beside(name: str, higher_is_better: bool, found: dict[str, Any], riv
     return (
         f"{word}: {name.replace('_', ' ')} {found['after']['value']:.4g} beside {found['rival']['value']:.4g} of "
         f"{rival} on {found['n']} held-out rows, difference {gain['value']:+.4g} "
-        f"[{gain['low']:+.4g}, {gain['high']:+.4g}]."
+        f"[{gain['low']:+.4g}, {gain['high']:+.4g}], {p_text(found['gain_p'])}."
     )

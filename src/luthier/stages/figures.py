@@ -9,9 +9,10 @@ from typing import Any
 
 from luthier.evaluation.held_out import Figures, by_group, change, change_p, figure
 from luthier.evaluation.rivals import Beside
+from luthier.evaluation.verdict import p_text
 from luthier.methods.base import Example
 from luthier.methods.stage import StageMethod
-from luthier.recipe import Judge
+from luthier.recipe.stages import StageJudge
 from luthier.runtime import peak_memory_bytes
 from luthier.stages.beside import add_rivals, shown_word, verdict_beside
 from luthier.training.checkpoint import History
@@ -19,7 +20,7 @@ from luthier.training.curves import reading
 
 
 def figure_values(
-    scores: tuple[Figures, Figures], groups: list[str], judge: Judge, seed: int, rivals: Sequence[Beside] = ()
+    scores: tuple[Figures, Figures], groups: list[str], judge: StageJudge, seed: int, rivals: Sequence[Beside] = ()
 ) -> dict[str, Any]:
     """Each figure before and after training, its change and its p, on the same groups; rivals beside them."""
     draws = (judge.resamples, seed, judge.confidence)
@@ -88,5 +89,5 @@ def verdict(method: StageMethod, found: dict[str, Any], confidence: float, rival
     share = f" ({moved['value'] / before:+.1%})" if before else ""
     return (
         f"{word}: {name} {before:.4g} -> {after:.4g}{share} on {found['n']} held-out rows, "
-        f"change {moved['value']:+.4g} [{moved['low']:+.4g}, {moved['high']:+.4g}]."
+        f"change {moved['value']:+.4g} [{moved['low']:+.4g}, {moved['high']:+.4g}], {p_text(found['p'])}."
     )
