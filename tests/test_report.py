@@ -53,6 +53,7 @@ def make_arm(confusion: list[list[int]] | None, accuracy: float, **changes: Any)
         "seconds_per_row": seconds,
         "p50_seconds": seconds * 0.97,
         "p95_seconds": seconds * 1.61,
+        "single_rows": 20,
         "cost_per_1000": seconds * 1000 * 0.10 / 3600,
         "chosen": "nothing to choose",
         "ece": None,
@@ -440,7 +441,7 @@ def test_tables_have_captions_and_charts_have_words(result: dict[str, Any]) -> N
     assert all(attrs.get("aria-hidden") == "true" or attrs["aria-label"] for attrs in drawings)
     assert 'aria-label="Accuracy with interval. Fine-tuned: 84.2% (80.7 to 87.8).' in html
     headers = [attrs for tag, attrs in reader.tags if tag == "th"]
-    assert all(attrs["scope"] in {"row", "col"} for attrs in headers)
+    assert all(attrs["scope"] in {"row", "col", "colgroup"} for attrs in headers)
 
 
 def test_without_a_tuned_arm_the_best_arm_is_shown(result: dict[str, Any]) -> None:
@@ -578,6 +579,14 @@ def test_no_page_calls_an_interval_of_999_in_1000_one_of_all(result: dict[str, A
     result["confidence"] = 0.999
     html = page.render_page(result)
     assert "99.9% interval" in html and "100% interval" not in html
+
+
+def test_times_of_single_rows_and_of_batches_are_told_apart(result: dict[str, Any]) -> None:
+    text = Reader(page.render_page(result)).text
+    assert "Arm One at a time (20 rows) In batches Tokens a row Median p95 Mean Cost of 1,000 Fine-tuned" in text
+    assert "20 rows asked singly" in text and "the cost is that of batches" in text
+    del result["arms"]["tuned"]["single_rows"]
+    assert "One at a time (a few rows)" in Reader(page.render_page(result)).text
 
 
 def test_sentences_call_the_arms_as_the_tables_do(result: dict[str, Any]) -> None:

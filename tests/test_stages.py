@@ -307,7 +307,9 @@ def test_each_training_is_priced_and_another_price_computes_nothing(done, recipe
 
 
 def test_a_gain_worth_having_is_for_runs_of_arms(recipe_path):
-    with pytest.raises(RecipeError, match=r"judge\.minimum_gain: unknown key\. Known keys of judge: confidence, resamples"):
+    with pytest.raises(
+        RecipeError, match=r"judge\.minimum_gain: unknown key\. Known keys of judge: confidence, resamples"
+    ):
         load_stages(recipe_path, ["judge.minimum_gain=0.5"])
 
 

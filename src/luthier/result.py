@@ -113,6 +113,7 @@ def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) 
         "coverage": metrics.coverage(predicted_B),
         "accuracy_on_covered": metrics.accuracy_on_covered(gold_B, predicted_B),
         "seconds_per_row": value["seconds_per_row"],
+        "single_rows": len(latencies),
         "p50_seconds": float(np.percentile(latencies, 50)),
         "p95_seconds": float(np.percentile(latencies, 95)),
         "cost_per_1000": value["seconds_per_row"] * 1000 / 3600 * recipe.cost.machine_per_hour,

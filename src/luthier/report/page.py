@@ -64,7 +64,7 @@ TOP_FIELDS = ("training", "break_even", "generated", "mistakes", "ledger", "prom
 MODEL_FIELDS = ("source", "family", "parameters", "sha256")
 ARM_FIELDS = (
     "low", "high", "macro_f1", "balanced_accuracy", "coverage", "accuracy_on_covered", "seconds_per_row",
-    "p50_seconds", "p95_seconds", "cost_per_1000", "chosen", "ece", "brier", "log_loss", "reliability",
+    "p50_seconds", "p95_seconds", "single_rows", "cost_per_1000", "chosen", "ece", "brier", "log_loss", "reliability",
     "outcomes", "per_class", "confusion", "tokens_per_row", "as_scored",
 )  # fmt: skip
 TRAINING_FIELDS = (
@@ -123,7 +123,8 @@ def view(result: Values) -> Values:
     run["arms"] = {name: filled(arm, ARM_FIELDS) for name, arm in result["arms"].items()}
     run["verdict"] = in_page_style(with_arm_names(run["verdict"], run["arms"]))
     run["break_even"] = [
-        {**row, "sentence": in_page_style(with_arm_names(row["sentence"], run["arms"]))} for row in run["break_even"] or []
+        {**row, "sentence": in_page_style(with_arm_names(row["sentence"], run["arms"]))}
+        for row in run["break_even"] or []
     ]
     if run["training"]:
         run["training"] = filled(run["training"], TRAINING_FIELDS)
@@ -205,10 +206,12 @@ def key_figures(page: Values) -> list[tuple[str, str, str]]:
     for row in gains:
         spread = f"points, {points(row['low'])} to {points(row['high'])}"
         figures.append(("Difference of the two", points(row["difference"]), spread))
-    figures.append(("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}"))
+    figures.append(
+        ("One row asked alone", duration(arm["p50_seconds"]), f"median; 95% within {duration(arm['p95_seconds'])}")
+    )
     hourly = price(run["machine_per_hour"], run["currency"]) or NOTHING
     paid = price(arm["cost_per_1000"], run["currency"]) or NOTHING
-    figures.append(("Cost of 1,000 rows", paid, f"{hourly} an hour"))
+    figures.append(("Cost of 1,000 rows", paid, f"in batches, at {hourly} an hour"))
     if run["training"]:
         paid = f"{price(run['training']['cost'], run['currency'])}, {count(run['training']['rows'])} rows"
         figures.append(("Training", duration(run["training"]["total_seconds"]), paid))
