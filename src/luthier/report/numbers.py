@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +51,23 @@ def decimal(value: float | None, digits: int = 3) -> str:
 def count(value: float | None) -> str:
     """1204331 as `1,204,331`."""
     return f"{value:,.0f}" if value is not None and known(value) else NOTHING
+
+
+def alike(values: Iterable[float | None]) -> Callable[[float | None], str]:
+    """How to write figures of one kind: all with the same decimals, as many as tell these apart.
+
+    Four significant digits of the largest, more where two that differ in their first five would look the same,
+    fewer where all end in zeros.
+    """
+    there = [value for value in values if value is not None and known(value)]
+    largest = max((abs(value) for value in there), default=1.0) or 1.0
+    decimals = min(max(3 - math.floor(math.log10(largest)), 0), 6)
+    wanted = len({f"{value:.5g}" for value in there})
+    while decimals < 6 and len({f"{value:.{decimals}f}" for value in there}) < wanted:
+        decimals += 1
+    while decimals and all(round(value, decimals) == round(value, decimals - 1) for value in there):
+        decimals -= 1
+    return lambda value: f"{value:,.{decimals}f}".replace("-", "−") if value is not None and known(value) else NOTHING
 
 
 def level_words(confidence: float | None) -> str:
