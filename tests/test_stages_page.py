@@ -165,6 +165,23 @@ def test_the_page_says_who_reads_the_adapter(read_by: str, told: str, result: di
     assert told in text and (read_by == "peft") == ("in PEFT's format" in text)
 
 
+def sample(**changes: Any) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": "Is there rye?"}], "reference": "Two loaves.", "task": None,
+        "before": {"text": "", "finished": True}, "after": {"text": "Two", "finished": False}, **changes,
+    }  # fmt: skip
+
+
+def test_what_the_model_says_stands_side_by_side(result: dict[str, Any]) -> None:
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": f"{'x' * 700}?"}]
+    long = sample(prompt=turns, reference=None, task="chat", before={"text": EVIL, "finished": True})
+    result["stages"][0]["samples"] = [sample(), long]
+    reader = Reader(html := render_stages_page(result))
+    assert "Prompt Before After Answer of the row Is there rye? (no text) Two [...] Two loaves." in reader.text
+    assert f"[...] {'x' * 599}? chat" in reader.text and "<script" not in html
+    assert html.count("What the model says") == 1, "the other stage learnt nothing to say"
+
+
 def test_each_method_is_asked_by_the_command_that_can() -> None:
     tasks = {"tone": {"method": "classify"}, "reply": {"method": "sft"}}
     stages = [{"name": "read", "method": "mlm"}, {"name": "judge", "method": "reward"}, {"name": "both", "method": "-",
@@ -246,7 +263,10 @@ def test_what_may_be_missing_may_be_absent_or_null(result: dict[str, Any]) -> No
         bare = copy.deepcopy(result)
         holders = [(bare, ("adapter", "asked", "adapter_format", "currency", "matrix", "environment"))]
         holders += [(bare, ("recipe", "seed", "confidence"))]
-        holders += [(stage, ("training", "ledger", "shown", "adapter", "start", "rivals")) for stage in bare["stages"]]
+        holders += [
+            (stage, ("training", "ledger", "shown", "adapter", "start", "rivals", "samples"))
+            for stage in bare["stages"]
+        ]
         holders += [
             (f, ("rivals", "rival", "gain", "gain_p", "p")) for s in bare["stages"] for f in s["figures"].values()
         ]

@@ -192,6 +192,13 @@ class StageJudge(Part):
 
     confidence: Share = Field(0.95, description="Confidence of every interval.")
     resamples: int = Field(10000, ge=200, description="Bootstrap resamples that the intervals are taken from.")
+    samples: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Held-out prompts that a stage which teaches answers is asked before and after its training, for "
+        "the page: 64 tokens each, the likeliest ones. 0: none.",
+    )
 
 
 class TrainRecipe(Part):

@@ -69,8 +69,9 @@ TOP_FIELDS = (
     "machine_per_hour",
 )  # fmt: skip
 MODEL_FIELDS = ("family", "parameters", "sha256")
-STAGE_FIELDS = ("rows", "examples", "ledger", "training", "adapter", "start", "shown", "rivals", "tasks")
+STAGE_FIELDS = ("rows", "examples", "ledger", "training", "adapter", "start", "shown", "rivals", "tasks", "samples")
 FIGURE_FIELDS = ("rivals", "rival", "gain", "gain_p", "p", "n")
+MOST_ASKED, MOST_SAID = 600, 600  # characters of a sample's prompt and of the answer of its row
 # How a verdict's sentence begins, and what stands on its badge.
 OPENINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -220,7 +221,28 @@ def stage_view(stage: Values, number: int) -> Values:
         "drawn": drawn and {**drawn, "columns": validation_columns(drawn["validation"])},
         "ledger": ledger_view(stage["ledger"]),
         "shown": stage["shown"] or [],
+        "samples": [sample_view(sample) for sample in stage["samples"] or []],
     }
+
+
+def sample_view(sample: Values) -> Values:
+    """A prompt, the answer of its row, and what the model said before and after; what is long is cut."""
+    turns = sample["prompt"]
+    texts = [turns[-1]["content"]] if len(turns) == 1 else [f"{turn['role']}: {turn['content']}" for turn in turns]
+    asked = "\n".join(texts)
+    reference = sample["reference"]
+    return {
+        "task": sample["task"],
+        "asked": asked if len(asked) <= MOST_ASKED else f"[...] {asked[-MOST_ASKED:]}",
+        "reference": reference and (reference if len(reference) <= MOST_SAID else f"{reference[:MOST_SAID]} [...]"),
+        "before": said(sample["before"]),
+        "after": said(sample["after"]),
+    }
+
+
+def said(reply: Values) -> str:
+    """A reply, with a mark where it was cut off."""
+    return (reply["text"] or "(no text)") + ("" if reply["finished"] else " [...]")
 
 
 def validation_columns(rows: Sequence[Values]) -> list[str]:
