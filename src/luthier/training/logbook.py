@@ -57,7 +57,7 @@ class Logbook:
             self.say(f"{self.path} cannot be written ({error}); the training goes on without it.")
 
 
-def counters(history: History, step: int) -> Line:
+def counters(history: History, step: float) -> Line:
     """What has been counted up to the last step; of earlier ones it is not known any more."""
     if step != history.step:
         return {}
