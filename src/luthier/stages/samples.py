@@ -39,7 +39,7 @@ class Sample:
 def keep_answers(run: StageRun, start: Start, when: str) -> None:
     """Answer the samples of every task that writes, `before` or `after` its training; done once, then kept."""
     for task in run.tasks.values():
-        answers = read_answers(task.folder)
+        answers = told(read_answers(task.folder))
         if when in answers or not teaches_answers(task):
             continue
         keys = {example.key for example in run.made["test"]}
