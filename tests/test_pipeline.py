@@ -82,7 +82,6 @@ def recipe(folder: Path, **changes):
             "head_learning_rate": 0.02,
         },
         "ask": {"validation_rows": 8, "shots": [2], "neighbours": [1, 2], "generate_rows": 5},
-        "judge": {"resamples": 500},
     }
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value

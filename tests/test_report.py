@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from luthier.recipe.run import Cost
 from luthier.report import charts, page
-from luthier.result import break_even, priced
+from luthier.report.numbers import in_page_style, level_words
+from luthier.result import break_even
 
 LABELS = ["WORLD NEWS", "SPORTS", "ARTS & CULTURE", "MEDIA & ENTERTAINMENT", "HEALTH", "MONEY"]
 EVIL = 'Cup final moved <script>alert("goal")</script> after {{ 7*7 }} calls & a <b onclick="x()">protest</b>'
@@ -51,6 +53,7 @@ def make_arm(confusion: list[list[int]] | None, accuracy: float, **changes: Any)
         "seconds_per_row": seconds,
         "p50_seconds": seconds * 0.97,
         "p95_seconds": seconds * 1.61,
+        "single_rows": 20,
         "cost_per_1000": seconds * 1000 * 0.10 / 3600,
         "chosen": "nothing to choose",
         "ece": None,
@@ -438,7 +441,7 @@ def test_tables_have_captions_and_charts_have_words(result: dict[str, Any]) -> N
     assert all(attrs.get("aria-hidden") == "true" or attrs["aria-label"] for attrs in drawings)
     assert 'aria-label="Accuracy with interval. Fine-tuned: 84.2% (80.7 to 87.8).' in html
     headers = [attrs for tag, attrs in reader.tags if tag == "th"]
-    assert all(attrs["scope"] in {"row", "col"} for attrs in headers)
+    assert all(attrs["scope"] in {"row", "col", "colgroup"} for attrs in headers)
 
 
 def test_without_a_tuned_arm_the_best_arm_is_shown(result: dict[str, Any]) -> None:
@@ -554,22 +557,54 @@ def test_the_page_says_which_adapter_was_kept(
     assert ("best step on validation rows was kept" in text) == (refit is None and looks > 0)
 
 
+@pytest.mark.parametrize(
+    ("stored", "printed"),
+    [
+        ("tuned 41.7 % [38.0, 45.5], +19.5 points [-2.5, 25.1]", "tuned 41.7% (38.0 to 45.5), +19.5 points (−2.5 to 25.1)"),
+        ("1.9 -> -1.5 (-21.1%), change -4e-05 [-0.42, +1e-07]", "1.9 → −1.5 (−21.1%), change −4e-05 (−0.42 to +1e-07)"),
+        ("model-2 on rows 3-4 of [a, b]", "model-2 on rows 3-4 of [a, b]"),
+        ("difference +1,204 [nan, nan]", "difference +1,204 (nan to nan)"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_written_as_the_tables_write_numbers(stored: str, printed: str) -> None:
+    assert in_page_style(stored) == printed
+
+
+@pytest.mark.parametrize(("confidence", "printed"), [(0.95, "95%"), (0.999, "99.9%"), (0.9, "90%"), (None, "–")])
+def test_a_confidence_keeps_its_digits(confidence: float | None, printed: str) -> None:
+    assert level_words(confidence) == printed
+
+
+def test_no_page_calls_an_interval_of_999_in_1000_one_of_all(result: dict[str, Any]) -> None:
+    result["confidence"] = 0.999
+    html = page.render_page(result)
+    assert "99.9% interval" in html and "100% interval" not in html
+
+
+def test_times_of_single_rows_and_of_batches_are_told_apart(result: dict[str, Any]) -> None:
+    text = Reader(page.render_page(result)).text
+    assert "Arm One at a time (20 rows) In batches Tokens a row Median p95 Mean Cost of 1,000 Fine-tuned" in text
+    assert "20 rows asked singly" in text and "the cost is that of batches" in text
+    del result["arms"]["tuned"]["single_rows"]
+    assert "One at a time (a few rows)" in Reader(page.render_page(result)).text
+
+
 def test_sentences_call_the_arms_as_the_tables_do(result: dict[str, Any]) -> None:
     result["verdict"] = (
         "few_shot is worse: on 400 test rows, tuned 84.2 % against zero_shot 33.2 %; few_shots, un-tuned."
     )
     result["break_even"] = break_even(result["arms"], {"cost": 0.011175}, "USD")
     text = Reader(page.render_page(result)).text
-    assert "Few-shot is worse: on 400 test rows, the fine-tuned model 84.2 % against zero-shot 33.2 %;" in text
+    assert "Few-shot is worse: on 400 test rows, the fine-tuned model 84.2% against zero-shot 33.2%;" in text
     assert "few_shots, un-tuned." in text
-    assert "USD less than with best prompt, training cost" in text
+    assert "less than with best prompt, training cost USD" in text
     assert "by cost: TF-IDF + logistic regression is as cheap a row" in text
     assert not re.search("zero_shot|best_prompt|few_shot ", text)
 
 
 def test_a_training_is_priced_with_its_validation() -> None:
     # 680.8 + 66.6 seconds at 0.1 an hour
-    made = priced({"seconds": 680.8, "validation_seconds": 66.6, "steps": 3}, 0.1)
+    made = Cost(machine_per_hour=0.1).priced({"seconds": 680.8, "validation_seconds": 66.6, "steps": 3})
     assert made["total_seconds"] == pytest.approx(747.4)
     assert made["cost"] == pytest.approx(747.4 / 36000)
     assert made["seconds"] == 680.8 and made["steps"] == 3
@@ -581,7 +616,7 @@ def test_break_even_writes_amounts_that_can_be_divided() -> None:
     slower, faster = break_even(arms, {"cost": 3.1e-6}, "USD")
     assert slower["rows"] == 2584
     assert slower["sentence"] == (
-        "after 2,584 rows: 1,000 rows cost 0.0000012 USD less than with zero_shot, training cost 0.0000031 USD."
+        "after 2,584 rows: 1,000 rows cost USD 0.0000012 less than with zero_shot, training cost USD 0.0000031."
     )
     assert faster["rows"] is None
 

@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from transformers import AutoModelForCausalLM
 
 from luthier.corpus.wire import to_json
-from luthier.errors import DataError, RunError
+from luthier.errors import DataError, RecipeError, RunError
 from luthier.methods.base import make_batch
 from luthier.methods.conversations import ConversationSft
 from luthier.methods.documents import DocumentClm
@@ -413,6 +413,27 @@ def test_what_a_result_holds(done):
         "template": "", "template_arguments": {}, "layout": "chat", "system": "",
     }  # fmt: skip
     assert parse_stages(yaml.safe_load(result["recipe"])).stages[1].method.kind == "sft"
+    assert result["adapter_format"] == "peft"
+    assert result["asked"][0]["command"] == 'luthier answer RUN_FOLDER --text "a question"'
+
+
+def test_each_training_is_priced_and_another_price_computes_nothing(done, recipe_path):
+    told = Told()
+    result = train(load_stages(recipe_path, ["cost.machine_per_hour=7", "cost.currency=EUR"]), done, listener=told)
+    assert told.cached["clm"] and told.cached["sft"]
+    for stage in result["stages"]:
+        made = stage["training"]
+        assert made["total_seconds"] == made["seconds"] + made["validation_seconds"] > 0
+        assert made["cost"] == pytest.approx(made["total_seconds"] * 7 / 3600)
+    paid = sum(stage["training"]["cost"] for stage in result["stages"])
+    assert f"EUR {paid:.4f}" in (done / "report.html").read_text()
+
+
+def test_a_gain_worth_having_is_for_runs_of_arms(recipe_path):
+    with pytest.raises(
+        RecipeError, match=r"judge\.minimum_gain: unknown key\. Known keys of judge: confidence, resamples"
+    ):
+        load_stages(recipe_path, ["judge.minimum_gain=0.5"])
 
 
 def test_a_second_call_computes_nothing_and_a_change_only_what_follows(done, recipe_path):

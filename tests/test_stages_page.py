@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from luthier.recipe.run import Cost
 from luthier.report.stages_page import render_stages_page, write_stages_page
+from luthier.stages.asking import ways_to_ask
 from test_report import EVIL, Reader
 
 
@@ -28,11 +30,12 @@ def pair(before: float, after: float, p: float = 0.004, n: int = 40) -> dict[str
 def make_training(**changes: Any) -> dict[str, Any]:
     train = [{"step": step, "loss": 2.0 / step, "learning_rate": 1e-4, "gradient_norm": 1.0} for step in range(1, 9)]
     validation = [{"step": 4, "loss": 1.25, "bits_per_byte": 1.613}, {"step": 8, "loss": 1.125, "bits_per_byte": 1.507}]
-    return {
+    values = {
         "seconds": 83.4, "validation_seconds": 4.0, "steps": 8, "best_step": 8, "trained_tokens": 3107,
         "computed_tokens": 5120, "sequence_tokens": 9000, "padded_tokens": 15360, "peak_rss_bytes": 2_400_000_000,
         "trainable_parameters": 4884480, "curve": {"train": train, "validation": validation}, **changes,
     }  # fmt: skip
+    return Cost(machine_per_hour=3.6).priced(values)
 
 
 def make_stage(name: str, method: str, figures: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -84,7 +87,8 @@ def make_stages_result() -> dict[str, Any]:
     return {
         "name": "bakery", "seed": 3, "created": "2026-03-14T10:32:07+00:00", "verdict": tag["verdict"],
         "model": {"name": "smollm2-135m-instruct", "family": "llama", "sha256": "5af571cb", "parameters": 134515008},
-        "primary_metric": "entity_f1", "adapter": tag["adapter"], "stages": [sft, tag], "confidence": 0.95, "writes": ["chats"],
+        "primary_metric": "entity_f1", "adapter": tag["adapter"], "stages": [sft, tag], "confidence": 0.95,
+        "adapter_format": "peft", "asked": ways_to_ask([sft, tag]), "currency": "EUR", "machine_per_hour": 3.6,
         "matrix": matrix, "recipe": "name: bakery\nstages:\n- method: {kind: sft}\n",
         "environment": {"torch": "2.8.0+cpu", "precision": "float32"},
     }  # fmt: skip
@@ -106,22 +110,23 @@ def text() -> str:
         # title, verdict without its word, key figures
         "bakery", "14 March 2026, 10:32 UTC", "2 stages", "seed 3", "▲ Better",
         "Entity f1 0.71 beside 0.42 of lexicon on 40 held-out rows",
-        "Entity f1, lexicon 0.42", "After minus lexicon +0.29 +0.23 to +0.35", "2 min 47 s", "16 steps", "2.4 GB", "10,240", "3.0 times fewer than padded",
+        "Entity f1, lexicon 0.42", "After minus lexicon +0.29 +0.23 to +0.35", "2 min 55 s", "16 steps, EUR 0.17", "2.4 GB", "10,240", "3.0 times fewer than padded",
         # the stages, their methods, starts and figures
         "Every stage at a glance", "chats: supervised fine-tuning", "entities: tagging head",
         "a fresh adapter over the model", "the last stage's adapter, trained on",
-        "Bits per byte 1.9 → 1.5 (-21.1%)", "1.9 1.85 to 1.95", "1.5 1.45 to 1.55", "−0.4 −0.42 to −0.38", "0.004",
+        "Bits per byte 1.9 → 1.5 (−21.1%)", "change −0.4 (−0.42 to −0.38)", "1.9 1.85 to 1.95", "1.5 1.45 to 1.55", "−0.4 −0.42 to −0.38", "0.004",
         "0.0125", "12,346", "3210", "−9135", "1.000",
         # rivals: value, difference, p
         "0.42 0.37 to 0.47", "+0.29 +0.23 to +0.35", "< 0.001", "the longest match of training entities",
         # training
-        "3,107", "4,884,480", "211", "83.4 s", "best: step 8", "1.507", "5,120", "15,360",
+        "3,107", "4,884,480", "211", "87.4 s, of which validation 4 s", "Cost EUR 0.087", "best: step 8", "1.507", "5,120", "15,360",
         # rows
         "−7", "wrong kind", "chats.jsonl line 9", "train: 200 of 311 rows taken, by seed.",
         "Label by label", "B-BREAD 61 5 17 0.875 0.8125 –",
         # matrix, recipe, environment, use
         "1.625 1.575 to 1.675", "forgotten", "- method: {kind: sft}", "134,515,008", "2.8.0+cpu",
-        "runs/x/stages/entities/adapter", "luthier answer RUN_FOLDER --stage chats --text",
+        "runs/x/stages/entities/adapter", ", in PEFT's format", 'luthier predict RUN_FOLDER --text "a text"',
+        'luthier answer RUN_FOLDER --stage chats --text "a question"',
     ],
 )  # fmt: skip
 def test_every_number_is_on_the_page(expected: str, text: str) -> None:
@@ -145,6 +150,70 @@ def test_many_labels_and_numbers_of_rows(result: dict[str, Any]) -> None:
     reader = Reader(render_stages_page(result))
     assert "Label by label: kind All 30 labels" in reader.text and "L29 29 1" in reader.text
     assert "Numbers of the rows: score" in reader.text and "train 2.5 1 2.25 4.75" in reader.text
+
+
+def test_each_stage_has_its_own_verdict_in_its_section_and_in_the_table(result: dict[str, Any]) -> None:
+    result["stages"][0]["verdict"] = "worse: bits per byte 1.5 -> 1.9."
+    text = Reader(render_stages_page(result)).text
+    _, contents, first = text.split("chats: supervised fine-tuning")
+    glance = contents.split("Every stage at a glance")[-1]
+    first, second = first.split("entities: tagging head")
+    assert "▼ Worse Bits per byte 1.5 → 1.9." in first and "▲ Better" not in first
+    assert "▲ Better Entity f1 0.71" in second
+    assert "chats ▼ Worse bits per byte 1.9 before 1.5 −0.4 −0.42 to −0.38 0.004 40 87.4 s" in glance
+    assert "entities ▲ Better entity f1 0.42 lexicon 0.71 +0.29 +0.23 to +0.35 < 0.001 40" in glance
+    assert "The last stage, entities: ▲ Better" in text
+
+
+def test_a_figure_whose_rival_could_not_be_measured_stands_beside_the_one_before(result: dict[str, Any]) -> None:
+    result["stages"][1]["figures"]["word_accuracy"]["rival"] = {"value": None, "low": None, "high": None}
+    text = Reader(render_stages_page(result)).text
+    assert "word accuracy beside before 0.2 0.15 to 0.25 0.9 0.85 to 0.95 +0.7 +0.68 to +0.72 0.004" in text
+
+
+def test_the_confidence_keeps_its_digits(result: dict[str, Any]) -> None:
+    assert "with 99.9% intervals" in render_stages_page(result | {"confidence": 0.999})
+
+
+@pytest.mark.parametrize(
+    ("read_by", "told"),
+    [
+        ("peft", "in PEFT's format"),
+        ("luthier", "which PEFT does not read"),
+        ("head", "as a head alone"),
+    ],
+)
+def test_the_page_says_who_reads_the_adapter(read_by: str, told: str, result: dict[str, Any]) -> None:
+    text = Reader(render_stages_page(result | {"adapter_format": read_by})).text
+    assert told in text and (read_by == "peft") == ("in PEFT's format" in text)
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": "Is there rye?"}], "reference": "Two loaves.", "task": None,
+        "before": {"text": "", "finished": True}, "after": {"text": "Two", "finished": False}, **changes,
+    }  # fmt: skip
+
+
+def test_what_the_model_says_stands_side_by_side(result: dict[str, Any]) -> None:
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": f"{'x' * 700}?"}]
+    long = sample(prompt=turns, reference=None, task="chat", before={"text": EVIL, "finished": True})
+    result["stages"][0]["samples"] = [sample(), long]
+    reader = Reader(html := render_stages_page(result))
+    assert "Prompt Before After Answer of the row Is there rye? (no text) Two [...] Two loaves." in reader.text
+    assert f"[...] {'x' * 599}? chat" in reader.text and "<script" not in html
+    assert html.count("What the model says") == 1, "the other stage learnt nothing to say"
+
+
+def test_each_method_is_asked_by_the_command_that_can() -> None:
+    tasks = {"tone": {"method": "classify"}, "reply": {"method": "sft"}}
+    stages = [{"name": "read", "method": "mlm"}, {"name": "judge", "method": "reward"}, {"name": "both", "method": "-",
+               "tasks": tasks}]  # fmt: skip
+    assert [way["command"] for way in ways_to_ask(stages)] == [
+        'luthier predict RUN_FOLDER --task tone --text "a text"',
+        'luthier answer RUN_FOLDER --task reply --text "a question"',
+        "luthier score RUN_FOLDER answers.jsonl --stage judge",
+    ]
 
 
 def test_the_page_loads_nothing_and_its_links_lead_inside(result: dict[str, Any]) -> None:
@@ -215,8 +284,12 @@ def test_what_may_be_missing_may_be_absent_or_null(result: dict[str, Any]) -> No
     """Also a figure that could not be measured, and a stage without validation."""
     for missing in (None, "absent"):
         bare = copy.deepcopy(result)
-        holders = [(bare, ("adapter", "writes", "matrix", "environment", "recipe", "seed", "confidence"))]
-        holders += [(stage, ("training", "ledger", "shown", "adapter", "start", "rivals")) for stage in bare["stages"]]
+        holders = [(bare, ("adapter", "asked", "adapter_format", "currency", "matrix", "environment"))]
+        holders += [(bare, ("recipe", "seed", "confidence"))]
+        holders += [
+            (stage, ("training", "ledger", "shown", "adapter", "start", "rivals", "samples"))
+            for stage in bare["stages"]
+        ]
         holders += [
             (f, ("rivals", "rival", "gain", "gain_p", "p")) for s in bare["stages"] for f in s["figures"].values()
         ]

@@ -4,11 +4,13 @@ import re
 
 import pytest
 
-from luthier.report.charts import Scale
+from luthier.report.charts import Scale, nice_ticks, tick_words
+from luthier.report.numbers import alike
 from luthier.report.sweep_charts import (
     Point,
     best_so_far,
     bounds,
+    mark_words,
     parallel_plot,
     track_of_numbers,
     track_of_words,
@@ -85,9 +87,60 @@ def test_the_full_run_takes_the_place_of_the_advice():
 
 def test_the_sentence_on_top():
     assert verdict(result([trial(0, 0.2), trial(1, 0.4)]))["sentence"].startswith("Nothing better than the recipe")
-    assert verdict(result([trial(0, 0.2), trial(1, 0.4)], higher=True))["name"] == "Better values found"
+    assert verdict(result([trial(0, 0.2), trial(1, 0.4)], higher=True))["name"] == "Highest validation loss"
     told = verdict(result([trial(1, 0.2), trial(2, 0.4)]))["sentence"]
     assert told == "Trial 1 is the best of 2 that were trained in full: validation loss 0.2."
+
+
+def test_a_lower_figure_alone_is_called_no_improvement():
+    told = verdict(result([trial(0, 3.69034), trial(1, 3.68917), trial(2, 3.7)]))
+    assert (told["code"], told["name"]) == ("open", "Lowest validation loss")
+    assert told["sentence"].startswith(
+        "Trial 1 is the best: validation loss 3.689, 3.690 with the recipe as it stands."
+    )
+    assert "only held-out rows can say" in told["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([3.69034, 3.68917, 3.7, None], ["3.690", "3.689", "3.700", "–"]),
+        ([0.30001, 0.30002, 0.9], ["0.30001", "0.30002", "0.90000"]),
+        ([0.25, 0.25 + 1e-12, 0.5], ["0.25", "0.25", "0.50"]),
+        ([12345.6, -1.0], ["12,346", "−1"]),
+        ([float("nan"), 0.0], ["–", "0"]),
+        ([], []),
+    ],
+)
+def test_figures_of_a_column_have_the_digits_that_tell_them_apart(values, written):
+    write = alike(values)
+    assert [write(value) for value in values] == written
+
+
+def test_ticks_have_the_digits_that_tell_them_apart():
+    assert tick_words(nice_ticks(3.689, 3.701, 5)) == [
+        "3.6875",
+        "3.6900",
+        "3.6925",
+        "3.6950",
+        "3.6975",
+        "3.7000",
+        "3.7025",
+    ]
+    assert tick_words([0, 2, 4]) == ["0", "2", "4"] and tick_words([0.0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
+    assert tick_words([0, 1e-12, 2e-12]) == ["0", "1e-12", "2e-12"]
+    assert mark_words([3.689, 3.695, 3.701], log=False) == ["3.689", "3.695", "3.701"]
+    assert mark_words([1, 3, 5], log=False) == ["1", "3", "5"]
+
+
+def test_an_outlier_is_an_arrow_at_the_edge():
+    """Of four losses near 0.2 and one of 90, only that lies beyond: its arrow points up, where worse ones lie."""
+    points = [Point(n, value, f"{value}") for n, value in enumerate([0.1, 0.2, 0.3, 90.0, 0.2])]
+    drawn = trials_plot(points, False, "validation loss", 720, "alt")
+    assert drawn.count("<circle") == 4 and drawn.count("<polygon") == 1
+    assert "trial 3: 90.0, beyond the edge" in drawn
+    ((left, right, tip),) = re.findall(r'<polygon points="[\d.]+,([\d.]+) [\d.]+,([\d.]+) [\d.]+,([\d.]+)"', drawn)
+    assert left == right and float(tip) < float(left)
 
 
 def test_short_names_tell_keys_apart():

@@ -29,6 +29,7 @@ from luthier.signals import Stop
 from luthier.stopped import Stopped
 from luthier.training.checkpoint import History, StepDone, latest_checkpoint, save_checkpoint
 from luthier.training.learner import calibrate_head, label_head, load_learner, new_learner, read_heads
+from luthier.training.logbook import Logbook
 from luthier.training.loop import permutation, planned, rows_in_order, rows_of_step, train
 from luthier.training.optimizers import make_optimizer
 from luthier.training.step import evaluate, one_step
@@ -192,6 +193,94 @@ def test_ten_steps_are_five_and_a_stop_and_five(method, number, tiny_path, tmp_p
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
+def lines_of(folder: Path, timed: bool = False) -> list[dict]:
+    """The lines of a log, without its seconds unless they are wanted."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines if timed else [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines]
+
+
+def test_each_step_has_its_line_while_the_training_runs(tiny_path, tmp_path):
+    """Validations are after steps 3, 6, 9 and 10; a line stands there before the next step begins."""
+    seen: list[int] = []
+    history = Training(tiny_path, tune_of()).run(tmp_path, lambda _: seen.append(len(lines_of(tmp_path))))
+    lines = lines_of(tmp_path, timed=True)
+    assert seen == list(range(1, 11)) and [line["step"] for line in lines] == seen
+    for line, entry in zip(lines, history.train, strict=True):
+        assert {name: line[name] for name in entry} == entry and line["seconds"] > 0
+    assert {line["step"]: line["validation"]["loss"] for line in lines if "validation" in line} == {
+        entry["step"]: entry["loss"] for entry in history.validation
+    }
+    assert [line["step"] for line in lines if "validation" in line] == [3, 6, 9, 10]
+    assert lines[-1]["trained_tokens"] == history.trained_tokens
+    assert lines[-1]["computed_tokens"] == history.computed_tokens
+
+
+@pytest.mark.parametrize("stop_at", [5, 6])
+def test_a_log_that_was_stopped_killed_or_harmed_has_each_step_once(stop_at, tiny_path, tmp_path):
+    """After the stop: lines of steps that no checkpoint holds, half a line of a kill, a line that is gone."""
+    Training(tiny_path, tune_of()).run(tmp_path / "whole")
+
+    def stop(progress) -> None:
+        if progress.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        Training(tiny_path, tune_of()).run(tmp_path / "cut", stop)
+    log = tmp_path / "cut" / "metrics.jsonl"
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    first, _, *rest = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([first, *rest, *whole[stop_at:8], whole[8][:30]]))
+    Training(tiny_path, tune_of()).run(tmp_path / "cut")
+    found, wanted = lines_of(tmp_path / "cut"), lines_of(tmp_path / "whole")
+    for name in ("trained_tokens", "computed_tokens"):
+        wanted[1].pop(name)  # of the line that was gone, only what the checkpoint knows came back
+    assert found == wanted
+
+
+def test_a_stop_before_a_validation_keeps_its_line_and_gets_its_validation_later(tiny_path, tmp_path):
+    """The signal comes within step 6, so it is saved before the validation that is due."""
+    Training(tiny_path, tune_of()).run(tmp_path / "whole")
+    training = Training(tiny_path, tune_of())
+
+    def stop(*_) -> None:
+        if counted(tmp_path / "cut") == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = training.learner.register_forward_pre_hook(stop)
+    with pytest.raises(Stopped):
+        training.run(tmp_path / "cut")
+    handle.remove()
+    assert len(lines_of(tmp_path / "cut")) == 5
+    Training(tiny_path, tune_of()).run(tmp_path / "cut")
+    assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
+
+
+def counted(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.is_file() else 0
+
+
+def test_a_log_that_cannot_be_written_is_said_and_ends_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    said: list[str] = []
+    history = History(num_steps=2, step=1, train=[{"step": 1, "loss": math.nan}])
+    log = Logbook(tmp_path, history, said.append)
+    log.add(history)
+    assert len(said) == 1 and "the training goes on without it" in said[0]
+
+
+def test_a_figure_that_could_not_be_measured_is_null_in_the_log(tmp_path):
+    history = History(num_steps=2)
+    log = Logbook(tmp_path, history, pytest.fail)
+    history.record_step(0, StepDone(1.0, 2.0, 3, 4, 5, 6), 0.1)
+    history.record_validation(1, 1.5, {"precision": math.nan})
+    log.add(history)
+    assert lines_of(tmp_path) == [
+        {"step": 1, "loss": 1.0, "learning_rate": 0.1, "gradient_norm": 2.0, "trained_tokens": 3, "computed_tokens": 4,
+         "validation": {"loss": 1.5, "precision": None}},
+    ]  # fmt: skip
+
+
 def test_a_finished_training_is_not_repeated(tiny_path, tmp_path):
     first = Training(tiny_path, tune_of())
     wanted = first.run(tmp_path)
@@ -273,7 +362,7 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(tiny_path, tmp_path):
         left = sorted(
             path.name for path in [*(tmp_path / name).iterdir(), *(tmp_path / name / "checkpoints").iterdir()]
         )
-        wanted = ["best", "checkpoints", "memory.json", "step-000008", "step-000010"]
+        wanted = ["best", "checkpoints", "memory.json", "metrics.jsonl", "step-000008", "step-000010"]
         assert left == wanted, "nothing half-written is left behind"
 
 

@@ -49,7 +49,7 @@ def build_result(
     found = verdict(correct, comparisons, judge.confidence, judge.minimum_gain)
     hourly = recipe.cost.machine_per_hour
     if training is not None:
-        training = {**priced(training, hourly), "adapter": str(out / "adapter")}
+        training = {**recipe.cost.priced(training), "adapter": str(out / "adapter")}
     summaries = {name: summarise(recipe, value, gold_B) for name, value in arms.items()}
     return {
         "name": recipe.name,
@@ -113,6 +113,7 @@ def summarise(recipe: Recipe, value: dict[str, Any], gold_B: NDArray[np.int64]) 
         "coverage": metrics.coverage(predicted_B),
         "accuracy_on_covered": metrics.accuracy_on_covered(gold_B, predicted_B),
         "seconds_per_row": value["seconds_per_row"],
+        "single_rows": len(latencies),
         "p50_seconds": float(np.percentile(latencies, 50)),
         "p95_seconds": float(np.percentile(latencies, 95)),
         "cost_per_1000": value["seconds_per_row"] * 1000 / 3600 * recipe.cost.machine_per_hour,
@@ -224,12 +225,6 @@ def comparison_values(item: Comparison) -> dict[str, Any]:
     }
 
 
-def priced(training: dict[str, Any], hourly: float) -> dict[str, Any]:
-    """A training with all the time it took, validation and refit included, and what that cost."""
-    total = training["seconds"] + training["validation_seconds"]
-    return {**training, "total_seconds": total, "cost": total / 3600 * hourly}
-
-
 def break_even(arms: dict[str, Any], training: dict[str, Any] | None, currency: str) -> list[dict[str, Any]]:
     """After how many rows the training has paid for itself against each arm, by cost alone."""
     if training is None or "tuned" not in arms:
@@ -246,8 +241,8 @@ def break_even(arms: dict[str, Any], training: dict[str, Any] | None, currency: 
             continue
         rows = int(np.ceil(training["cost"] / saved))
         sentence = (
-            f"after {rows:,} rows: 1,000 rows cost {money(saved * 1000, FINEST)} {currency} less than with {name}, "
-            f"training cost {money(training['cost'], FINEST)} {currency}."
+            f"after {rows:,} rows: 1,000 rows cost {currency} {money(saved * 1000, FINEST)} less than with {name}, "
+            f"training cost {currency} {money(training['cost'], FINEST)}."
         )
         found.append({"arm": name, "rows": rows, "sentence": sentence})
     return found

@@ -158,7 +158,6 @@ class Judge(Part):
 
     confidence: Share = Field(0.95, description="Confidence of every interval.")
     minimum_gain: float = Field(0.02, ge=0, lt=1, description="Smallest gain in accuracy worth having.")
-    resamples: int = Field(10000, ge=200, description="Bootstrap resamples, for the figures of stages.")
 
 
 class Cost(Part):
@@ -166,6 +165,11 @@ class Cost(Part):
 
     machine_per_hour: float = Field(0.10, ge=0, description="Price of this machine for an hour.")
     currency: str = Field("USD", description="Currency of that price.")
+
+    def priced(self, training: dict[str, Any]) -> dict[str, Any]:
+        """A training's values with all the time it took, validation and refit included, and what that cost."""
+        total = training["seconds"] + training["validation_seconds"]
+        return {**training, "total_seconds": total, "cost": total / 3600 * self.machine_per_hour}
 
 
 class Recipe(Part):

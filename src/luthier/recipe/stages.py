@@ -13,11 +13,11 @@ from pydantic_core import PydanticCustomError
 
 from luthier.errors import RecipeError
 from luthier.recipe.adapter_rules import Worn, chain_problems, suited_rate, with_continued
-from luthier.recipe.base import Part, Seed, explain
+from luthier.recipe.base import Part, Seed, Share, explain
 from luthier.recipe.corpus import Input
 from luthier.recipe.methods import METHODS, Headed, MethodSettings, Reward
 from luthier.recipe.reading import RecipeSource, read_values, require_kind, source_name
-from luthier.recipe.run import Cost, Judge
+from luthier.recipe.run import Cost
 from luthier.recipe.sweep import Sweep
 from luthier.recipe.template import ChatTemplate
 from luthier.recipe.training import LEARNING_RATE, Training, tune_problems
@@ -204,6 +204,20 @@ def kind_of_method(values: Any) -> str:
     return kind if isinstance(kind, str) else ""
 
 
+class StageJudge(Part):
+    """How the figures of stages are judged. They have many units, so no one gain is worth having in all of them."""
+
+    confidence: Share = Field(0.95, description="Confidence of every interval.")
+    resamples: int = Field(10000, ge=200, description="Bootstrap resamples that the intervals are taken from.")
+    samples: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="Held-out prompts that a stage which teaches answers is asked before and after its training, for "
+        "the page: 64 tokens each, the likeliest ones. 0: none.",
+    )
+
+
 class TrainRecipe(Part):
     """Stages of training on one model."""
 
@@ -216,8 +230,8 @@ class TrainRecipe(Part):
     attention: Literal["auto", "grouped", "dense", "padded"] = Field("auto", description="As for a run.")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="As for a run.")
     stages: list[Stage] = Field(min_length=1, description="The stages, in order.")
-    judge: Judge = Field(default_factory=Judge, description="What counts as worth it.")
-    cost: Cost = Field(default_factory=Cost, description="Prices.")
+    judge: StageJudge = Field(default_factory=StageJudge, description="How figures are judged.")
+    cost: Cost = Field(default_factory=Cost, description="Prices, for what the training of each stage cost.")
     sweep: Sweep | None = Field(
         None, description="What is searched for better values; `luthier sweep` reads it, `luthier train` does not."
     )

@@ -161,6 +161,14 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
+def tick_words(ticks: Sequence[float]) -> list[str]:
+    """Ticks that are evenly apart, all with the decimals that the finest of them needs."""
+    step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else 1.0
+    exact = (n for n in range(9) if all(abs(round(tick, n) - tick) < 1e-6 * step for tick in ticks))
+    decimals = next(exact, None)
+    return [f"{tick:g}" if decimals is None else f"{tick:.{decimals}f}" for tick in ticks]
+
+
 def interval_plot(rows: Sequence[Interval], axis: Axis, width: float, alt: str) -> str:
     """Dots with their intervals, one row each, in the order given."""
     stacked = width < STACKED_BELOW

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 NOTHING = "–"
+NUMBER = r"[+-]?(?:\d[\d,.]*(?:e[+-]?\d+)?|nan|inf)"  # in a sentence
 
 ARM_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -57,6 +58,28 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if value is not None and known(value) else NOTHING
 
 
+def alike(values: Iterable[float | None]) -> Callable[[float | None], str]:
+    """How to write figures of one kind: all with the same decimals, as many as tell these apart.
+
+    Four significant digits of the largest, more where two that differ in their first five would look the same,
+    fewer where all end in zeros.
+    """
+    there = [value for value in values if value is not None and known(value)]
+    largest = max((abs(value) for value in there), default=1.0) or 1.0
+    decimals = min(max(3 - math.floor(math.log10(largest)), 0), 6)
+    wanted = len({f"{value:.5g}" for value in there})
+    while decimals < 6 and len({f"{value:.{decimals}f}" for value in there}) < wanted:
+        decimals += 1
+    while decimals and all(round(value, decimals) == round(value, decimals - 1) for value in there):
+        decimals -= 1
+    return lambda value: f"{value:,.{decimals}f}".replace("-", "−") if value is not None and known(value) else NOTHING
+
+
+def level_words(confidence: float | None) -> str:
+    """0.95 as `95%`, 0.999 as `99.9%`."""
+    return f"{100 * confidence:g}%" if confidence is not None and known(confidence) else NOTHING
+
+
 def p_value(value: float | None) -> str:
     """Three decimals; smaller ones as a bound."""
     if value is None or not known(value):
@@ -90,6 +113,20 @@ def money(amount: float | None, most: int = 4) -> str:
         return f"< {10**-most:.{most}f}"
     decimals = min(max(1 - math.floor(math.log10(amount)), 2), most)
     return f"{amount:,.{decimals}f}"
+
+
+def price(amount: float | None, currency: str | None) -> str:
+    """`USD 0.0092`; nothing where there is no price."""
+    return f"{currency} {money(amount)}" if currency and amount is not None and known(amount) else ""
+
+
+def with_cost(text: str, amounts: Iterable[float | None], currency: str | None) -> str:
+    """`text`, and what all the amounts come to where each is known."""
+    listed = list(amounts)
+    if any(amount is None for amount in listed):
+        return text
+    paid = price(sum(amount for amount in listed if amount is not None), currency)
+    return f"{text}, {paid}" if paid else text
 
 
 def size(num_bytes: float | None) -> str:
@@ -139,6 +176,22 @@ def with_arm_names(sentence: str, arms: Iterable[str]) -> str:
         lambda found: in_sentence(found[0]) if found.start() else capital(in_sentence(found[0])),
         sentence,
     )
+
+
+def in_page_style(sentence: str) -> str:
+    """A sentence of the result with its numbers written as the page writes them.
+
+    `41.7 % [-2.0, 45.5]` as `41.7% (−2.0 to 45.5)`, `1.9 -> 1.5` as `1.9 → 1.5`.
+    """
+    told = re.sub(r"(?<=\d) %", "%", sentence)
+    told = re.sub(rf"\[({NUMBER}), ({NUMBER})\]", r"(\1 to \2)", told).replace(" -> ", " → ")
+    told = re.sub(r"\bp ([=<]) (?=\d)", "p\u00a0\\1\u00a0", told)  # never parted at the end of a line
+    return re.sub(r"(?<![\w.)\]-])-(?=\d)", "−", told)
+
+
+def title_of(name: str) -> str:
+    """A name as the head of a column."""
+    return capital(words(name))
 
 
 def capital(text: str) -> str:

@@ -23,14 +23,18 @@ from luthier.report.numbers import (
     count,
     decimal,
     duration,
+    in_page_style,
     in_sentence,
     known,
+    level_words,
     moment,
     money,
     p_value,
     percent,
     points,
+    price,
     size,
+    title_of,
     with_arm_names,
     words,
 )
@@ -61,7 +65,7 @@ TOP_FIELDS = ("training", "break_even", "generated", "mistakes", "ledger", "prom
 MODEL_FIELDS = ("source", "family", "parameters", "sha256")
 ARM_FIELDS = (
     "low", "high", "macro_f1", "balanced_accuracy", "coverage", "accuracy_on_covered", "seconds_per_row",
-    "p50_seconds", "p95_seconds", "cost_per_1000", "chosen", "ece", "brier", "log_loss", "reliability",
+    "p50_seconds", "p95_seconds", "single_rows", "cost_per_1000", "chosen", "ece", "brier", "log_loss", "reliability",
     "outcomes", "per_class", "confusion", "tokens_per_row", "as_scored",
 )  # fmt: skip
 TRAINING_FIELDS = (
@@ -102,6 +106,7 @@ def rendered(template: str, values: Values) -> str:
     environment.filters.update(
         percent=percent, points=points, duration=duration, count=count, money=money, decimal=decimal,
         p_value=p_value, size=size, moment=moment, arm=arm_name, words=words, in_sentence=in_sentence,
+        price=price, title_of=title_of,
     )  # fmt: skip
     styles = (folder / "page.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(values, styles=styles)
@@ -117,9 +122,10 @@ def view(result: Values) -> Values:
     run = filled(result, (*TOP_FIELDS, "seed", "chance", "machine_per_hour"))
     run["model"] = filled(result["model"], MODEL_FIELDS)
     run["arms"] = {name: filled(arm, ARM_FIELDS) for name, arm in result["arms"].items()}
-    run["verdict"] = with_arm_names(run["verdict"], run["arms"])
+    run["verdict"] = in_page_style(with_arm_names(run["verdict"], run["arms"]))
     run["break_even"] = [
-        {**row, "sentence": with_arm_names(row["sentence"], run["arms"])} for row in run["break_even"] or []
+        {**row, "sentence": in_page_style(with_arm_names(row["sentence"], run["arms"]))}
+        for row in run["break_even"] or []
     ]
     if run["training"]:
         run["training"] = filled(run["training"], TRAINING_FIELDS)
@@ -135,7 +141,7 @@ def view(result: Values) -> Values:
         "focus": focus,
         "rival": rival,
         "verdict": {"icon": icon, "name": verdict_name, "code": run["verdict_code"]},
-        "level": f"{run['confidence']:.0%}",
+        "level": level_words(run["confidence"]),
         "rows": run["arms"][focus]["n"],
         "compared": compared,
         "one_subject": all(comparison["subject"] == focus for comparison in compared),
@@ -201,11 +207,14 @@ def key_figures(page: Values) -> list[tuple[str, str, str]]:
     for row in gains:
         spread = f"points, {points(row['low'])} to {points(row['high'])}"
         figures.append(("Difference of the two", points(row["difference"]), spread))
-    figures.append(("Median time per row", duration(arm["p50_seconds"]), f"95% within {duration(arm['p95_seconds'])}"))
-    price = f"{run['currency']} {money(arm['cost_per_1000'])}"
-    figures.append(("Cost of 1,000 rows", price, f"{run['currency']} {money(run['machine_per_hour'])} an hour"))
+    figures.append(
+        ("One row asked alone", duration(arm["p50_seconds"]), f"median; 95% within {duration(arm['p95_seconds'])}")
+    )
+    hourly = price(run["machine_per_hour"], run["currency"]) or NOTHING
+    paid = price(arm["cost_per_1000"], run["currency"]) or NOTHING
+    figures.append(("Cost of 1,000 rows", paid, f"in batches, at {hourly} an hour"))
     if run["training"]:
-        paid = f"{run['currency']} {money(run['training']['cost'])}, {count(run['training']['rows'])} rows"
+        paid = f"{price(run['training']['cost'], run['currency'])}, {count(run['training']['rows'])} rows"
         figures.append(("Training", duration(run["training"]["total_seconds"]), paid))
     return figures
 
@@ -277,7 +286,7 @@ def accuracy_chart(run: Values, ranked: list[str], focus: str) -> Values:
         low=0,
         high=1,
         ticks=tuple((step / 4, f"{step / 4:.0%}") for step in range(5)),
-        label=f"accuracy, with {run['confidence']:.0%} interval",
+        label=f"accuracy, with {level_words(run['confidence'])} interval",
         reference=run["chance"],
         reference_label=f"chance {percent(run['chance'])}",
     )

@@ -13,7 +13,18 @@ from types import MappingProxyType
 from typing import Any
 
 from luthier.report import charts
-from luthier.report.numbers import NOTHING, count, duration, known, size, words
+from luthier.report.numbers import (
+    NOTHING,
+    capital,
+    count,
+    duration,
+    in_page_style,
+    known,
+    level_words,
+    size,
+    with_cost,
+    words,
+)
 from luthier.report.page import (
     NARROW,
     SPLITS,
@@ -54,22 +65,17 @@ STARTS: Mapping[str, str] = MappingProxyType(
         "merge": "a fresh adapter over a model with the earlier stages in its weights",
     }
 )
-TOP_FIELDS = ("adapter", "writes", "matrix", "environment", "recipe", "seed", "confidence", "model")
+TOP_FIELDS = (
+    "adapter", "adapter_format", "asked", "matrix", "environment", "recipe", "seed", "confidence", "model", "currency",
+    "machine_per_hour",
+)  # fmt: skip
 MODEL_FIELDS = ("family", "parameters", "sha256")
 STAGE_FIELDS = (
-    "rows",
-    "examples",
-    "ledger",
-    "training",
-    "adapter",
-    "start",
-    "shown",
-    "rivals",
-    "tasks",
-    "labels",
-    "numbers",
-)
+    "rows", "examples", "ledger", "training", "adapter", "start", "shown", "rivals", "tasks", "labels", "numbers",
+    "samples",
+)  # fmt: skip
 FIGURE_FIELDS = ("rivals", "rival", "gain", "gain_p", "p", "n")
+MOST_ASKED, MOST_SAID = 600, 600  # characters of a sample's prompt and of the answer of its row
 # How a verdict's sentence begins, and what stands on its badge.
 OPENINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -80,7 +86,9 @@ OPENINGS: Mapping[str, str] = MappingProxyType(
         "mixed": "mixed",
     }
 )
-BADGES: Mapping[str, tuple[str, str]] = MappingProxyType({**VERDICTS, "mixed": ("±", "Mixed")})
+BADGES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {**VERDICTS, "mixed": ("±", "Mixed"), "nothing_to_compare": ("·", "Not measured")}
+)
 
 
 def write_stages_page(path: str | Path, result: Values) -> None:
@@ -101,18 +109,17 @@ def stages_view(result: Values) -> Values:
     run = filled(result, TOP_FIELDS)
     run["model"] = filled(run["model"] or {"name": NOTHING}, MODEL_FIELDS)
     stages = [stage_view(stage, number) for number, stage in enumerate(run["stages"], start=1)]
-    code = verdict_code(run["verdict"])
-    icon, name = BADGES[code] if code != "nothing_to_compare" else ("·", "Not measured")
     view = {
         "run": run,
         "stages": stages,
-        "verdict": {"code": code, "icon": icon, "name": name, "sentence": sentence(run["verdict"])},
-        "level": f"{run['confidence']:.0%}" if run["confidence"] else NOTHING,
-        "figures": key_figures(stages),
+        "verdict": verdict_view(run["verdict"]),
+        "level": level_words(run["confidence"]),
+        "figures": key_figures(stages, run["currency"]),
         "matrix": run["matrix"] and matrix_view(run["matrix"]),
         "number": number_words,
         "change": signed,
         "spread": spread,
+        "time_of": time_of,
     }
     view["sections"] = sections(view)
     return view
@@ -132,6 +139,13 @@ def sections(view: Values) -> dict[str, str]:
     return {anchor: title for anchor, title, present in entries if present}
 
 
+def verdict_view(verdict: str) -> dict[str, str]:
+    """A verdict as a badge (its code for the colour, a sign, the words on it) and the sentence beside that."""
+    code = verdict_code(verdict)
+    icon, name = BADGES[code]
+    return {"code": code, "icon": icon, "name": name, "sentence": sentence(verdict)}
+
+
 def verdict_code(sentence: str) -> str:
     """What the badge says: the first words of a stage's verdict."""
     return next((code for opening, code in OPENINGS.items() if sentence.startswith(opening)), "nothing_to_compare")
@@ -141,26 +155,35 @@ def sentence(verdict: str) -> str:
     """A verdict without the word that stands on its badge."""
     opening, colon, rest = verdict.partition(": ")
     told = rest if colon and verdict_code(opening) != "nothing_to_compare" else verdict
-    return capital(told).replace(" -> ", " → ")
+    return capital(in_page_style(told))
 
 
-def key_figures(stages: Sequence[Values]) -> list[tuple[str, str, str]]:
+def compared(found: Values) -> Values:
+    """What a figure's verdict goes by: the strongest plain model where one was measured, else the figure before.
+
+    `name` of it, its `figure`, what the trained one is `moved` from it, and the `p` of that.
+    """
+    rival, gain = found["rival"], found["gain"]
+    if not (rival and gain and known(rival["value"])):
+        return {"name": "before", "figure": found["before"], "moved": found["change"], "p": found["p"]}
+    name = list(found["rivals"])[-1] if found["rivals"] else "rival"
+    return {"name": name, "figure": rival, "moved": gain, "p": found["gain_p"]}
+
+
+def key_figures(stages: Sequence[Values], currency: str | None) -> list[tuple[str, str, str]]:
     """Label, value and small print of the strip under the verdict."""
     last = stages[-1]
-    name, found = last["primary_metric"], last["primary"]
-    title = capital(words(name))
-    start, moved, other = found["before"], found["change"], "before"
-    if found["rival"] and found["gain"]:
-        start, moved, other = found["rival"], found["gain"], last["rivals"][-1]["name"] if last["rivals"] else "rival"
+    title, found, beside = capital(words(last["primary_metric"])), last["primary"], last["primary"]["compared"]
     figures = [
-        (f"{title}, {other}", number_words(start["value"]), spread(start)),
+        (f"{title}, {beside['name']}", number_words(beside["figure"]["value"]), spread(beside["figure"])),
         (f"{title}, after", number_words(found["after"]["value"]), spread(found["after"])),
-        (f"After minus {other}", signed(moved["value"]), spread(moved, signed)),
+        (f"After minus {beside['name']}", signed(beside["moved"]["value"]), spread(beside["moved"], signed)),
     ]
     made = [stage["training"] for stage in stages if stage["training"]]
     if made:
-        seconds = sum(training["seconds"] or 0.0 for training in made)
-        figures.append(("Training", duration(seconds), f"{count(sum(t['steps'] or 0 for t in made))} steps"))
+        seconds = sum(time_of(training) for training in made)
+        paid = with_cost(f"{count(sum(t['steps'] or 0 for t in made))} steps", [t["cost"] for t in made], currency)
+        figures.append(("Training", duration(seconds), paid))
         peak = max(training["peak_rss_bytes"] or 0 for training in made)
         figures.append(("Peak memory", size(peak) if peak else NOTHING, "of the process"))
         computed, padded = (sum(t[name] or 0 for t in made) for name in ("computed_tokens", "padded_tokens"))
@@ -170,12 +193,19 @@ def key_figures(stages: Sequence[Values]) -> list[tuple[str, str, str]]:
     return figures
 
 
+def time_of(training: Values) -> float:
+    """Seconds of a training with all its validations."""
+    return float(training["total_seconds"] or training["seconds"] or 0.0)
+
+
 def stage_view(stage: Values, number: int) -> Values:
     """One stage: its figures in reading order, its drawings, its training, its ledger."""
     stage = filled(stage, STAGE_FIELDS)
     primary = stage["primary_metric"]
     names = [primary, *(name for name in stage["figures"] if name != primary)]
     figures = {name: filled(stage["figures"][name], FIGURE_FIELDS) for name in names}
+    figures = {name: {**found, "compared": compared(found)} for name, found in figures.items()}
+    besides = {found["compared"]["name"] for found in figures.values()}
     training = stage["training"] and filled(stage["training"], TRAINING_FIELDS)
     drawn = training and training_view({**training, "method": stage["method"]})
     method = METHOD_NAMES.get(stage["method"], words(stage["method"]))
@@ -185,17 +215,19 @@ def stage_view(stage: Values, number: int) -> Values:
         "title": f"{stage['name']}: {method}" if stage["name"] != stage["method"] else capital(method),
         "method": method,
         "start": STARTS.get(stage["start"] or "", NOTHING) if number > 1 else "a fresh adapter over the model",
-        "sentence": sentence(stage["verdict"]),
+        "told": verdict_view(stage["verdict"]),
         "primary": figures[primary],
         "figures": figures,
         "charts": {name: figure_chart(name, found) for name, found in figures.items()},
         "rivals": stage["rivals"] or [],
-        "compared": any(found["rival"] for found in figures.values()),
+        "beside": besides.pop() if len(besides) == 1 else "",
+        "headed": any(found["compared"]["name"] != "before" for found in figures.values()),
         "training": training,
         "drawn": drawn and {**drawn, "columns": validation_columns(drawn["validation"])},
         "ledger": ledger_view(stage["ledger"]),
         "shown": stage["shown"] or [],
         "label_tables": label_tables(stage),
+        "samples": [sample_view(sample) for sample in stage["samples"] or []],
     }
 
 
@@ -212,9 +244,24 @@ def label_tables(stage: Values) -> list[Values]:
     return tables
 
 
-def capital(text: str) -> str:
-    """A first letter as at the start of a sentence; the rest as it is."""
-    return text[:1].upper() + text[1:]
+def sample_view(sample: Values) -> Values:
+    """A prompt, the answer of its row, and what the model said before and after; what is long is cut."""
+    turns = sample["prompt"]
+    texts = [turns[-1]["content"]] if len(turns) == 1 else [f"{turn['role']}: {turn['content']}" for turn in turns]
+    asked = "\n".join(texts)
+    reference = sample["reference"]
+    return {
+        "task": sample["task"],
+        "asked": asked if len(asked) <= MOST_ASKED else f"[...] {asked[-MOST_ASKED:]}",
+        "reference": reference and (reference if len(reference) <= MOST_SAID else f"{reference[:MOST_SAID]} [...]"),
+        "before": said(sample["before"]),
+        "after": said(sample["after"]),
+    }
+
+
+def said(reply: Values) -> str:
+    """A reply, with a mark where it was cut off."""
+    return (reply["text"] or "(no text)") + ("" if reply["finished"] else " [...]")
 
 
 def validation_columns(rows: Sequence[Values]) -> list[str]:

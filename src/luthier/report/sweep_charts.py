@@ -20,7 +20,9 @@ from luthier.report.charts import (
     polyline,
     text,
     text_width,
+    tick_words,
 )
+from luthier.report.numbers import alike
 
 FAINTEST, STRONGEST = 0.18, 0.75  # opacity of the worst trial's line and of the second best's
 ROW = 58.0  # height of one of the parallel axes
@@ -47,7 +49,7 @@ class Track:
 
 
 def trials_plot(points: Sequence[Point], higher: bool, label: str, width: float, alt: str) -> str:
-    """Each trial's figure by its number, and the best so far as steps. Far outliers stand at the edge."""
+    """Each trial's figure by its number, and the best so far as steps. Arrows at the edge are far outliers."""
     height, left, top, floor = (250.0 if width < STACKED_BELOW else 300.0), 52.0, 34.0, 40.0
     low, high = bounds([point.value for point in points], higher)
     ticks_y = nice_ticks(low, high, 5)
@@ -55,10 +57,10 @@ def trials_plot(points: Sequence[Point], higher: bool, label: str, width: float,
     across = Scale(-0.5, most + 0.5, left, width - 14)
     up = Scale(ticks_y[0], ticks_y[-1], height - floor, top)
     parts: list[str] = []
-    for value in ticks_y:
+    for value, label_y in zip(ticks_y, tick_words(ticks_y), strict=True):
         parts += [
             line(left, up(value), width - 14, up(value), "grid"),
-            text(left - 6, up(value) + 4, f"{value:g}", "tick", "end"),
+            text(left - 6, up(value) + 4, label_y, "tick", "end"),
         ]
     numbers = [tick for tick in nice_ticks(0, max(most, 1), 4 if width < STACKED_BELOW else 10) if tick <= most]
     parts += [text(across(value), height - floor + 16, f"{value:g}", "tick", "middle")
@@ -99,10 +101,16 @@ def best_so_far(points: Sequence[Point], higher: bool, across: Scale, up: Scale)
 
 
 def trial_dot(point: Point, across: Scale, up: Scale) -> Markup:
-    """A dot: open for a trial that was ended early, ringed for the best one."""
-    x, y = across(point.number), up(inside(point.value, up))
+    """A dot: open for a trial that was ended early, ringed for the best one; an arrow for one that lies beyond."""
+    shown = inside(point.value, up)
+    x, y = across(point.number), up(shown)
     kind = "open" if point.pruned else "marked" if point.best else "plain"
     told = f"trial {point.number}: {point.text}{', ended early' if point.pruned else ''}"
+    if shown != point.value:
+        tip = 11.0 if point.value < up.low else -11.0  # pixels count downward
+        corners = f"{x - 7:.1f},{y - tip:.1f} {x + 7:.1f},{y - tip:.1f} {x:.1f},{y:.1f}"
+        arrow = element("polygon", points=corners, class_=f"dot {kind}")
+        return element("g", element("title", f"{told}, beyond the edge"), arrow)
     ring = [element("circle", cx=x, cy=y, r=8.5, class_="ring")] if point.best else []
     return element("g", element("title", told), *ring, element("circle", cx=x, cy=y, r=4.5, class_=f"dot {kind}"))
 
@@ -174,8 +182,18 @@ def track_of_numbers(name: str, values: Sequence[float], ends: tuple[float, floa
         return min(max(scale(math.log(value) if log else value), 0.0), 1.0)
 
     middle = math.sqrt(low * high) if log else (low + high) / 2
-    marks = dict.fromkeys((low, middle, high))
-    return Track(name, tuple((place(mark), f"{mark:.3g}") for mark in marks), tuple(place(value) for value in values))
+    marks = list(dict.fromkeys((low, middle, high)))
+    labels = zip(map(place, marks), mark_words(marks, log), strict=True)
+    return Track(name, tuple(labels), tuple(place(value) for value in values))
+
+
+def mark_words(marks: Sequence[float], log: bool) -> list[str]:
+    """Three significant digits; more, and all with the same decimals, where they would not tell the marks apart."""
+    short = [f"{mark:.3g}" for mark in marks]
+    if len(set(short)) == len(marks) and (log or max(map(abs, marks)) > 1.05 * min(map(abs, marks))):
+        return short
+    write = alike(marks)
+    return [write(mark) for mark in marks]
 
 
 def track_of_words(name: str, values: Sequence[str], options: Sequence[str]) -> Track:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.report.charts import Bar, bar_chart
-from luthier.report.numbers import NOTHING, count, duration, percent, words
+from luthier.report.numbers import NOTHING, alike, count, duration, percent, words
 from luthier.report.page import NARROW, WIDE, Values, rendered, save_page
-from luthier.report.stages_page import number_words
 from luthier.report.sweep_charts import Point, Track, parallel_plot, track_of_numbers, track_of_words, trials_plot
 
 STATES: Mapping[str, str] = {"complete": "done", "pruned": "ended early", "failed": "failed", "running": "running"}
@@ -46,7 +45,7 @@ def sweep_view(result: Values) -> Values:
             )
             for path, search in result["space"].items()
         ],
-        "number": number_words,
+        "write": writer(result),
         "progress_chart": progress_chart(result),
         "importance_chart": importance_chart(result, names),
         "parallel_chart": parallel_chart(result, done, names) if len(done) > 1 else None,
@@ -72,12 +71,21 @@ def sections(view: Values) -> dict[str, str]:
     return {anchor: title for anchor, title, present in entries if present}
 
 
+def writer(result: Values) -> Callable[[float | None], str]:
+    """How the figure of this sweep is written everywhere on the page."""
+    return alike(trial["value"] for trial in result["trials"])
+
+
 def verdict(result: Values) -> dict[str, str]:
-    """The sentence on top, and what stands on its badge."""
-    best, own, metric = result["best"], result["baseline"], words(result["metric"]["name"])
+    """The sentence on top, and what stands on its badge.
+
+    No badge says that values are better: rows are not kept one by one, so there is no interval of the difference, and
+    the best of many trials is lucky as well.
+    """
+    best, own, metric, write = result["best"], result["baseline"], words(result["metric"]["name"]), writer(result)
     if best is None:
         return {"code": "open", "icon": "·", "name": "No trial is done", "sentence": "There is no best recipe yet."}
-    found = f"validation {metric} {number_words(best['value'])}"
+    found = f"validation {metric} {write(best['value'])}"
     if own is None:
         told = (
             f"Trial {best['number']} is the best of {result['counts']['complete']} that were trained in full: {found}."
@@ -86,19 +94,22 @@ def verdict(result: Values) -> dict[str, str]:
     if best["number"] == own["number"]:
         told = f"Nothing better than the recipe as it stands was found: {found}."
         return {"code": "no_difference", "icon": "=", "name": "Keep the recipe", "sentence": told}
-    told = f"Trial {best['number']} is the best: {found}, {number_words(own['value'])} with the recipe as it stands."
-    return {"code": "better", "icon": "▲", "name": "Better values found", "sentence": told}
+    which = f"{'Highest' if result['metric']['higher_is_better'] else 'Lowest'} validation {metric}"
+    told = f"Trial {best['number']} is the best: {found}, {write(own['value'])} with the recipe as it stands."
+    if result["final"] is None:
+        told += " Whether that is more than luck, only held-out rows can say."
+    return {"code": "open", "icon": "·", "name": which, "sentence": told}
 
 
 def key_figures(result: Values) -> list[tuple[str, str, str]]:
     """Label, value and small print of the strip under the verdict."""
     best, own, counts = result["best"], result["baseline"], result["counts"]
-    title = words(result["metric"]["name"])
+    title, write = words(result["metric"]["name"]), writer(result)
     rows = result["metric"].get("rows")
     on = f"on {count(rows)} validation rows" if rows else "on validation rows"
     figures = [
-        (f"Best {title}", number_words(best["value"]) if best else NOTHING, on),
-        ("Recipe as it stands", number_words(own["value"]) if own else NOTHING, "trial 0" if own else "not tried"),
+        (f"Best {title}", write(best["value"]) if best else NOTHING, on),
+        ("Recipe as it stands", write(own["value"]) if own else NOTHING, "trial 0" if own else "not tried"),
         ("Trials", f"{sum(counts.values())} of {result['wanted']}", states_words(counts)),
         ("Training", duration(result["seconds"]), "of all trials together"),
     ]
@@ -165,12 +176,12 @@ def search_words(search: Values) -> str:
 
 def progress_chart(result: Values) -> Values | None:
     """Figure by trial, with the best so far; None before any trial has a figure."""
-    best = result["best"]
+    best, write = result["best"], writer(result)
     points = [
         Point(
             trial["number"],
             trial["value"],
-            number_words(trial["value"]),
+            write(trial["value"]),
             pruned=trial["state"] == "pruned",
             best=best is not None and trial["number"] == best["number"],
         )

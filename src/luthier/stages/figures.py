@@ -11,7 +11,7 @@ from luthier.evaluation.held_out import Figures, by_group, change, change_p, fig
 from luthier.evaluation.rivals import Beside
 from luthier.methods.base import Example
 from luthier.methods.stage import StageMethod
-from luthier.recipe import Judge
+from luthier.recipe.stages import StageJudge
 from luthier.runtime import peak_memory_bytes
 from luthier.stages.beside import add_rivals, moved_words, shown_word, verdict_beside
 from luthier.training.checkpoint import History
@@ -19,7 +19,7 @@ from luthier.training.curves import history_values
 
 
 def figure_values(
-    scores: tuple[Figures, Figures], groups: list[str], judge: Judge, seed: int, rivals: Sequence[Beside] = ()
+    scores: tuple[Figures, Figures], groups: list[str], judge: StageJudge, seed: int, rivals: Sequence[Beside] = ()
 ) -> dict[str, Any]:
     """Each figure before and after training, its change and its p, on the same groups; rivals beside them."""
     draws = (judge.resamples, seed, judge.confidence)

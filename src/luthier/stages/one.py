@@ -37,6 +37,7 @@ from luthier.stages.keeping import Plan, all_heads, matrix_row, plan_of, settle_
 from luthier.stages.labels import label_counts, label_rows, missing_notes, number_figures, untested
 from luthier.stages.reference import with_reference
 from luthier.stages.rows import StageRows, gather, reason_lines, refuse_losses, viewed_rows
+from luthier.stages.samples import keep_answers, sample_values
 from luthier.stages.scale import scale_outputs
 from luthier.stages.shown import shown_rows
 from luthier.stages.suits import refuse_unread
@@ -160,10 +161,13 @@ class StageRun:
         """Everything anew, or taken up where the training was stopped."""
         start, parts, plan = self.ready()
         before = self.scored(start, parts["test"], "before")
+        keep_answers(self, start, "before")
         history = self.fit(start, plan)
         after = self.scored(start, parts["test"], "after")
+        keep_answers(self, start, "after")
         self.save(start, parts)
         figures = self.figures(start, parts, (before, after), history)
+        figures["samples"] = sample_values(self)
         value = {**figures, "every_task": matrix_row(self, start, parts["test"], after)}
         return {name: plain(part) for name, part in value.items()}
 

@@ -19,6 +19,7 @@ from luthier.report.stages_page import write_stages_page
 from luthier.run_folder import RunFolder
 from luthier.runtime import machine_values, set_up_torch
 from luthier.stages.answer import writes
+from luthier.stages.asking import saved_format, ways_to_ask
 from luthier.stages.chain import Left
 from luthier.stages.figures import plain
 from luthier.stages.keeping import matrix
@@ -111,6 +112,7 @@ class Stages:
     def write_report(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
         """result.json and report.html beside the stages."""
         self.listener.begin("report")
+        stages = [self.priced(stage) for stage in stages]
         last = stages[-1]
         result = {
             "name": self.recipe.name,
@@ -121,10 +123,14 @@ class Stages:
             "verdict": last["verdict"],
             "primary_metric": last["primary_metric"],
             "adapter": last["adapter"],
+            "adapter_format": saved_format(last["adapter"]),
             "writes": [stage["name"] for stage in stages if writes(stage)],
+            "asked": ways_to_ask(stages),
             "stages": stages,
             "matrix": plain(matrix(stages)),
             "confidence": self.recipe.judge.confidence,
+            "currency": self.recipe.cost.currency,
+            "machine_per_hour": self.recipe.cost.machine_per_hour,
             "recipe": dump_stages(self.recipe),
             "environment": {**machine_values(), "precision": self.model.precision},
         }  # fmt: skip
@@ -132,3 +138,7 @@ class Stages:
         write_stages_page(self.out / "report.html", result)
         self.listener.end("report", False, str(self.out / "report.html"))
         return result
+
+    def priced(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """A stage's values with what its training cost: a price may change without anything being done again."""
+        return {**stage, "training": self.recipe.cost.priced(stage["training"])}

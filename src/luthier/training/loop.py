@@ -23,6 +23,7 @@ from luthier.training.checkpoint import History, Progress, StepDone, load_best
 from luthier.training.course import Course, Order
 from luthier.training.keeper import Keeper, Say
 from luthier.training.learner import Learner
+from luthier.training.logbook import Logbook
 from luthier.training.memory import Room
 from luthier.training.memory_prediction import Rows
 from luthier.training.noise import disturbed
@@ -56,8 +57,9 @@ def train(
     `course` is for rows of several tasks, and for a penalty. `say` is told what learns, and where a damaged checkpoint
     is passed over. `watch` hears how far a validation is.
 
-    Everything survives in `folder`: checkpoints/step-N, best/, and the history inside each checkpoint. Whatever else
-    ends the training, the last good state is saved first; docs/survival.md has all of it.
+    Everything survives in `folder`: checkpoints/step-N, best/, the history inside each checkpoint, and metrics.jsonl
+    with a line a step. Whatever else ends the training, the last good state is saved first; docs/survival.md has all
+    of it.
 
     Raises:
         TrainingError: a loss or gradient that is not finite (before the update), or no memory for a step.
@@ -101,6 +103,7 @@ def train(
         keeper.note_good()
         validator.check()
         validator.judge()
+        logbook = Logbook(folder, history, say)
         for step in range(history.step, num_steps):
             if validator.has_ended():
                 break
@@ -119,6 +122,7 @@ def train(
                 keeper.save()
                 stop.leave(told)
             validated = validator.judge()
+            logbook.add(history)
             report(history.progress())
             stopping = any_of(stop.wanted)  # asked once: what is said to be saved is saved
             if stopping or keeper.due(validated) or validator.has_ended():
