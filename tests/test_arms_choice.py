@@ -163,6 +163,7 @@ class Watched(Tfidf):
     """Writes down which rows were learnt from, how strongly."""
 
     def __init__(self):
+        super().__init__()
         self.seen = []
 
     def fit(self, rows, labels, strength, unit):

@@ -172,6 +172,8 @@ def check_named(file: str, rows: Sequence[Row], settings: Input) -> None:
     for setting, column in asked:
         if column is not None and column not in found:
             raise DataError(missing_column(file, setting, column, found))
+
+
 class Noticing(Mapping[str, object]):
     """A row that remembers which of its columns were asked for."""
 
