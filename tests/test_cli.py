@@ -430,7 +430,7 @@ def test_trained_tokens_are_told_apart_without_colours_too(capsys, monkeypatch):
     stage = {
         "stage": "sft", "method": "sft", "ledger": {"rows_in": {}, "reasons": {}, "kept": {}, "examples": [], "notes": []},
         "tokens": {"p0": 1, "p50": 2, "p95": 3, "p100": 4}, "examples": {"train": 1}, "trained_tokens": 1,
-        "rows": [{"sequences": [parts]}],
+        "rows": [{"sequences": [parts]}], "labels": {}, "numbers": {}, "read_by_head": False,
     }  # fmt: skip
     screen.print_peek_stages([stage])
     out = capsys.readouterr().out

@@ -10,6 +10,7 @@ from scipy import stats
 
 from families import SMALL, plain_logprobs, tiny_model
 from luthier.forest.forward import set_backend
+from luthier.forest.output import output_head
 from luthier.generation.engine import generate, next_tokens
 from luthier.generation.sampling import Draw, Sampling, cut_distribution, pick
 from luthier.records import Sequence
@@ -156,7 +157,7 @@ def test_tokens_are_drawn_from_the_logits_of_the_model(head):
     seen = []
     chooser = type("Chooser", (), {"choose": lambda self, logits, rows: seen.append(logits) or logits.argmax(-1)})()
     hidden_SD = model.base_model(tokens).last_hidden_state[0]
-    next_tokens(model, hidden_SD, chooser, list(range(6)))
+    next_tokens(output_head(model), hidden_SD, chooser, list(range(6)))
     plain = model(tokens).logits[0]
     torch.testing.assert_close(seen[0], plain)
     weight = model.get_output_embeddings().weight

@@ -50,7 +50,6 @@ def values_of(rows: Path, model: Path, sweep: dict | None = None, test: str = "t
         "data": {"train": str(rows / "train.jsonl"), "test": str(rows / test), "validation_share": 0.25},
         "tune": {"epochs": 1, "batch_size": 6, "learning_rate": 0.01, "head_learning_rate": 0.02, "refit": False,
                  "micro_batch_tokens": 4096, "adapter": {"rank": 2, "alpha": 4}, "memory": {"predict": False}, **tune},
-        "judge": {"resamples": 200},
         **({} if sweep is None else {"sweep": sweep}),
     }  # fmt: skip
 

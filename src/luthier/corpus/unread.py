@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.corpus.documents.base import Unreadable
 from luthier.corpus.documents.hub import source_files
+from luthier.corpus.lines import Problem
 from luthier.corpus.rows import FIRST_ROWS, Limits, Reading, find_reading, is_table, shown_name, table_rows
 from luthier.corpus.shapes.registry import holds, read_shape
 from luthier.recipe.corpus import Input
@@ -23,7 +24,7 @@ def unread_columns(path: Path, source: Input, reading: Reading, limits: Limits) 
     for number, row in islice(table_rows(path, source, limits), FIRST_ROWS):
         found = Counter[str]()
         items = list(read_shape([(number, row)], reading.as_shape(), shown_name(path, source), source, found))
-        if not any(isinstance(item, Unreadable) for item in items):
+        if not isinstance(row, Problem) and not any(isinstance(item, Unreadable) for item in items):
             unread.update(found)
             holding.update(name for name, value in row.items() if holds(value))
     return [name for name, count in holding.items() if unread[name] == count]

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from luthier.errors import ModelError
-from luthier.prompts.dialogue import Dialogue, opening_tokens
-from luthier.prompts.layout import Layout
+from luthier.prompts.dialogue import Dialogue
+from luthier.prompts.layout import Layout, opening_tokens
 from luthier.recipe.template import ChatTemplate
 from luthier.records import INSTRUCTION_HEADING, RESPONSE_HEADING
 
