@@ -100,7 +100,12 @@ def test_rows_that_cannot_be_used_stay_with_their_reason(tmp_path):
         ("a.json", b'[{"text": "x"}, {"text": "y"}', None, "a.json row 3: not valid JSON: the array is not closed"),
         ("a.csv", b"text\na\0b\n", None, "a.csv line 2: not a text file"),
         ("a.txt.gz", gzip.compress(b"one\n" * 99, mtime=0)[:-9], None, "the compressed file is damaged or cut short"),
-        ("a.jsonl.gz", gzip.compress(b'"one"\n' * 99, mtime=0)[:-9], None, "the compressed file is damaged or cut short"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'"one"\n' * 99, mtime=0)[:-9],
+            None,
+            "the compressed file is damaged or cut short",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path, name, content, column, told):
