@@ -19,7 +19,7 @@ from luthier.processes import is_first
 from luthier.progress import Listener
 from luthier.recipe.methods import asked_by
 from luthier.records import NOT_TAKEN
-from luthier.report.numbers import ARM_NAMES, arm_name, confidence_level, percent, with_arm_names
+from luthier.report.numbers import ARM_NAMES, arm_name, level_words, percent, with_arm_names
 
 STEP_NAMES = {"training": "training", "generated": "written answers"}  # steps of a run that are no arms
 PLAIN_EVERY_SECONDS = 15.0
@@ -194,7 +194,7 @@ def clock(seconds: float) -> str:
 def print_result(result: dict[str, Any], folder: Path) -> None:
     """The table of arms, the verdict, and where the page is."""
     console = plain_console(highlight=False)
-    level = confidence_level(result["confidence"])
+    level = level_words(result["confidence"])
     table = Table(
         "way",
         "accuracy",
@@ -243,7 +243,7 @@ def weighed(result: dict[str, Any]) -> str:
 def print_stages(result: dict[str, Any], folder: Path) -> None:
     """Each stage's deciding figure before and after, the last verdict, and where the adapter is."""
     console = plain_console(highlight=False)
-    level = confidence_level(result["confidence"])
+    level = level_words(result["confidence"])
     table = Table("stage", "figure", "before", "after", "change", f"{level} interval", "rows", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"

@@ -35,11 +35,6 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{value:.{digits}%}" if value is not None and known(value) else NOTHING
 
 
-def confidence_level(confidence: float) -> str:
-    """The level of intervals with all its digits: 0.95 as `95%`, 0.999 as `99.9%`."""
-    return f"{100 * confidence:g}%"
-
-
 def points(value: float | None) -> str:
     """A difference of two shares in percentage points, with its sign: 0.105 as `+10.5`."""
     if value is None or not known(value):

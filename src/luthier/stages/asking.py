@@ -7,14 +7,13 @@ from typing import Any
 
 from luthier.adapters import CONFIG
 from luthier.adapters.registry import read_config
-from luthier.recipe.methods import SILENT
-from luthier.stages.predict import HEADS
-from luthier.stages.score import REWARDS
+from luthier.recipe.methods import asked_by
 
 # command, what the user gives it, what is said of such a stage
 WRITES = ("answer", '--text "a question"', "learnt to write, and is asked with the layout it was trained with")
 LABELS = ("predict", '--text "a text"', "has a head, which says of a text what it learnt to say")
 SCORES = ("score", "answers.jsonl", "is a reward model, which scores answers to prompts")
+WAYS = {way[0]: way for way in (WRITES, LABELS, SCORES)}
 
 
 def ways_to_ask(stages: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -35,11 +34,7 @@ def methods_of(stage: dict[str, Any]) -> list[tuple[str | None, str]]:
 
 def way_of(method: str) -> tuple[str, str, str] | None:
     """How a method's models are asked; None where no command asks them (an encoder that guesses words)."""
-    if method in HEADS.methods:
-        return LABELS
-    if method in REWARDS.methods:
-        return SCORES
-    return None if method in SILENT else WRITES
+    return WAYS.get(asked_by(method))
 
 
 def command(way: tuple[str, str, str], stage: str, task: str | None, last: bool) -> str:

@@ -18,7 +18,7 @@ from luthier.methods.heads.texts import text_sequences, word_sequences
 from luthier.methods.registry import make_stage_method
 from luthier.methods.several import task_key
 from luthier.models import LoadedModel
-from luthier.recipe.methods import MethodSettings
+from luthier.recipe.methods import HEADED, MethodSettings
 from luthier.records import Sequence
 from luthier.stages.answer import model_below, read_result, stage_folder, stage_number
 from luthier.training.learner import Learner, load_learner
@@ -40,7 +40,7 @@ class Kind:
 
 
 HEADS = Kind(
-    ("classify", "multilabel", "ordinal", "regress", "tag"),
+    HEADED,
     "no stage has a head to label texts with",
     "has no head to label texts with",
     "A model that writes is asked by `luthier answer`, a reward model by `luthier score`.",
