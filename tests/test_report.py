@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from luthier.recipe.run import Cost
-from luthier.report import charts, page
+from luthier.report import charts, numbers, page
 from luthier.report.numbers import in_page_style, level_words
 from luthier.result import break_even
 
@@ -624,16 +624,16 @@ def test_break_even_writes_amounts_that_can_be_divided() -> None:
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (page.percent(0.84251), "84.3%"), (page.percent(None), "–"), (page.percent(math.nan), "–"),
-        (page.points(-0.0123), "−1.2"), (page.points(0.105), "+10.5"), (page.points(-0.0001), "0.0"),
-        (page.duration(0.0000021), "2.1 µs"), (page.duration(0.00041), "0.41 ms"),
-        (page.duration(0.041), "41 ms"), (page.duration(0.9996), "1 s"), (page.duration(1.424), "1.42 s"),
-        (page.duration(402.3), "6 min 42 s"), (page.duration(11100), "3 h 05 min"),
-        (page.money(0), "0"), (page.money(0.00001), "< 0.0001"), (page.money(0.0014222), "0.0014"),
-        (page.money(0.0000031, 12), "0.0000031"), (page.money(1e-13, 12), "< 0.000000000001"),
-        (page.money(0.5), "0.50"), (page.money(1234.5), "1,234.50"), (page.p_value(0.0004), "< 0.001"),
-        (page.p_value(0.0312), "0.031"), (page.size(3012345678), "3.0 GB"), (page.size(512), "512 bytes"),
-        (page.moment("2026-03-14T10:32:07"), "14 March 2026, 10:32"), (page.moment("yesterday"), "yesterday"),
+        (numbers.percent(0.84251), "84.3%"), (numbers.percent(None), "–"), (numbers.percent(math.nan), "–"),
+        (numbers.points(-0.0123), "−1.2"), (numbers.points(0.105), "+10.5"), (numbers.points(-0.0001), "0.0"),
+        (numbers.duration(0.0000021), "2.1 µs"), (numbers.duration(0.00041), "0.41 ms"),
+        (numbers.duration(0.041), "41 ms"), (numbers.duration(0.9996), "1 s"), (numbers.duration(1.424), "1.42 s"),
+        (numbers.duration(402.3), "6 min 42 s"), (numbers.duration(11100), "3 h 05 min"),
+        (numbers.money(0), "0"), (numbers.money(0.00001), "< 0.0001"), (numbers.money(0.0014222), "0.0014"),
+        (numbers.money(0.0000031, 12), "0.0000031"), (numbers.money(1e-13, 12), "< 0.000000000001"),
+        (numbers.money(0.5), "0.50"), (numbers.money(1234.5), "1,234.50"), (numbers.p_value(0.0004), "< 0.001"),
+        (numbers.p_value(0.0312), "0.031"), (numbers.size(3012345678), "3.0 GB"), (numbers.size(512), "512 bytes"),
+        (numbers.moment("2026-03-14T10:32:07"), "14 March 2026, 10:32"), (numbers.moment("yesterday"), "yesterday"),
     ],
 )  # fmt: skip
 def test_how_numbers_are_written(written: str, expected: str) -> None:

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from luthier.report import charts
 from luthier.report.histogram import Histogram, histogram_plot
 from luthier.report.numbers import count, duration, percent, size, words
-from luthier.report.page import NARROW, WIDE, rendered, save_page
+from luthier.report.rendering import NARROW, WIDE, rendered, save_page
 
 Values = dict[str, Any]
 

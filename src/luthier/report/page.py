@@ -10,11 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from luthier.files import write_text
 from luthier.records import NOT_TAKEN
 from luthier.report import charts
 from luthier.report.numbers import (
@@ -27,21 +23,14 @@ from luthier.report.numbers import (
     in_sentence,
     known,
     level_words,
-    moment,
-    money,
-    p_value,
     percent,
     points,
     price,
-    size,
-    title_of,
     with_arm_names,
     words,
 )
+from luthier.report.rendering import NARROW, WIDE, Values, filled, rendered, save_page
 
-Values = dict[str, Any]
-
-WIDE, NARROW = 720.0, 335.0  # natural widths of a drawing: the text column, and a phone of 375 px
 MOST_POINTS = 240  # a longer training curve is drawn as means of neighbouring steps
 MOST_CLASSES = 24  # further labels of the per-class table are folded away
 
@@ -83,38 +72,9 @@ def write_page(path: str | Path, result: Values) -> None:
     save_page(Path(path), render_page(result))
 
 
-def save_page(path: Path, html: str) -> None:
-    """A whole page, or what stood there before. What UTF-8 cannot hold (a lone surrogate in a reply) becomes `?`."""
-    write_text(path, html.encode("utf-8", errors="replace").decode("utf-8"))
-
-
 def render_page(result: Values) -> str:
     """The HTML text of a run's report. Fields that may be missing may be absent or None."""
     return rendered("page.html", view(result))
-
-
-def rendered(template: str, values: Values) -> str:
-    """A template of this folder with its values, the styles and the filters: one file that loads nothing."""
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=percent, points=points, duration=duration, count=count, money=money, decimal=decimal,
-        p_value=p_value, size=size, moment=moment, arm=arm_name, words=words, in_sentence=in_sentence,
-        price=price, title_of=title_of,
-    )  # fmt: skip
-    styles = (folder / "page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(values, styles=styles)
-
-
-def filled(values: Values, fields: Sequence[str]) -> Values:
-    """`values`, with None for every field that is absent."""
-    return {**dict.fromkeys(fields), **values}
 
 
 def view(result: Values) -> Values:

@@ -25,19 +25,8 @@ from luthier.report.numbers import (
     with_cost,
     words,
 )
-from luthier.report.page import (
-    NARROW,
-    SPLITS,
-    TRAINING_FIELDS,
-    VERDICTS,
-    WIDE,
-    Values,
-    filled,
-    ledger_view,
-    rendered,
-    save_page,
-    training_view,
-)
+from luthier.report.page import SPLITS, TRAINING_FIELDS, VERDICTS, ledger_view, training_view
+from luthier.report.rendering import NARROW, WIDE, Values, filled, rendered, save_page
 
 METHOD_NAMES: Mapping[str, str] = MappingProxyType(
     {

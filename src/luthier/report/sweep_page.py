@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.report.charts import Bar, bar_chart
 from luthier.report.numbers import NOTHING, alike, count, duration, percent, words
-from luthier.report.page import NARROW, WIDE, Values, rendered, save_page
+from luthier.report.rendering import NARROW, WIDE, Values, rendered, save_page
 from luthier.report.sweep_charts import Point, Track, parallel_plot, track_of_numbers, track_of_words, trials_plot
 
 STATES: Mapping[str, str] = {"complete": "done", "pruned": "ended early", "failed": "failed", "running": "running"}
